@@ -1,0 +1,102 @@
+"""Argmax of each perturbed row: the code of a sample is its winner's index, int32.
+
+Ties go to the first index and the first NaN wins, as in `jnp.argmax`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from perturbk.kernels.tuning import TUNING
+
+
+def first_max(y: jax.Array, axis: int) -> jax.Array:
+    """Index of the first maximum (or first NaN) along `axis`, int32.
+
+    The same as `jnp.argmax`, as two plain reductions: XLA vectorises these, whereas an argmax
+    fused with the noise costs ten times as much on a CPU.
+    """
+    top = jnp.max(y, axis, keepdims=True)
+    index = lax.broadcasted_iota(jnp.int32, y.shape, y.ndim + axis if axis < 0 else axis)
+    hit = (y == top) | (y != y)
+    return jnp.min(jnp.where(hit, index, np.int32(y.shape[axis])), axis)
+
+
+def codes(
+    draw: Callable[[jax.Array], jax.Array], x: jax.Array, sigma: jax.Array, num_lanes: int
+) -> jax.Array:
+    """Winners of a block: int32 [rows, shared, lanes].
+
+    Args:
+        draw: uint32 coordinates [rows, k, lanes] -> noise z of the same shape.
+        x: [rows, shared, d]; the `shared` vectors of a row see the same noise.
+        sigma: [rows, shared, 1] or [rows, shared, d].
+        num_lanes: samples in the block.
+    """
+    rows, shared, d = x.shape
+    if shared > 1:
+        coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
+        z = lax.optimization_barrier(draw(coordinate))
+        return first_max(x[..., None] + sigma[..., None] * z[:, None], 2)
+    return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None]
+
+
+def _grouped(
+    draw: Callable[[jax.Array], jax.Array], x: jax.Array, sigma: jax.Array, num_lanes: int
+) -> jax.Array:
+    """Stores only the maximum of each group of neighbours; draws the winning group once more.
+
+    The noise is compute bound and the reduction memory bound, so storing a quarter of the values
+    pays for drawing four of d again. The barriers keep XLA from fusing the noise into the
+    reductions, where it would not be vectorised.
+    """
+    rows, d = x.shape
+    group = TUNING.group if d >= TUNING.group_from else 1
+    num_groups = -(-d // group)
+    pad = ((0, 0), (0, num_groups * group - d))
+    x = jnp.pad(x, pad, constant_values=-np.inf).reshape(rows, num_groups, group)
+    sigma = jnp.broadcast_to(sigma, (rows, d))
+    sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, num_groups, group)
+    x, sigma = lax.optimization_barrier((x, sigma))
+    first = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1) * np.uint32(group)
+    best = None
+    for i in range(group):
+        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * draw(first + np.uint32(i))
+        best = y if best is None else jnp.maximum(best, y)
+    winner = lax.optimization_barrier(first_max(lax.optimization_barrier(best), 1))
+    if group == 1:
+        return winner
+    xs, sigmas = (
+        jnp.take_along_axis(a, winner[:, :, None], 1).swapaxes(1, 2) for a in (x, sigma)
+    )  # [rows, group, lanes]
+    coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
+    coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
+    y = lax.optimization_barrier(xs + sigmas * draw(coordinate))
+    return winner * np.int32(group) + first_max(y, 1)
+
+
+def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    """sum_s W_s one_hot(winner_s): [..., rows, N] codes and [..., N] weights -> [..., rows, d]."""
+    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
+    if d <= TUNING.compare_most:
+        index = lax.iota(jnp.int32, d)[:, None]
+        return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
+    flat, w = codes.reshape(-1, codes.shape[-1]), w.reshape(-1, codes.shape[-1])
+    row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
+    out = jnp.zeros((flat.shape[0], d), w.dtype)
+    out = out.at[row, flat].add(w, mode="promise_in_bounds")
+    return out.reshape(*codes.shape[:-1], d)
+
+
+def dot(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """<one_hot(winner_s), g>, summed over rows: [..., rows, N] and [..., rows, d] -> [..., N]."""
+    flat = codes.reshape(-1, codes.shape[-1])
+    g = cotangent.reshape(flat.shape[0], cotangent.shape[-1])
+    row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
+    picked = g.at[row, flat].get(mode="promise_in_bounds")
+    return jnp.sum(picked.reshape(codes.shape), -2)

@@ -1,0 +1,43 @@
+"""Loops over blocks of samples, rows and elements, for the streamed XLA implementation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
+    """(number of blocks, size): even blocks of at most about `most` that cover n.
+
+    More than one block is rounded up to a `multiple`, so that vector lanes stay full.
+    """
+    count = -(-n // max(1, min(n, most)))
+    size = -(-n // count)
+    if count > 1:
+        size = -(-size // multiple) * multiple
+        count = -(-n // size)
+    return count, size
+
+
+def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
+    """Zero-pads the end of one axis up to `size`."""
+    width = [(0, 0)] * a.ndim
+    width[axis] = (0, size - a.shape[axis])
+    return jnp.pad(a, width) if size != a.shape[axis] else a
+
+
+def stack_over(count: int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:
+    """[body(0), ..., body(count - 1)], one at a time; no loop for a single block."""
+    return body(0)[None] if count == 1 else lax.map(body, jnp.arange(count, dtype=jnp.int32))
+
+
+def sum_over(count: jax.Array | int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:
+    """body(0) + ... + body(count - 1); `count` may be a traced scalar."""
+    if isinstance(count, int) and count == 1:
+        return body(0)
+    out = jax.eval_shape(body, jnp.int32(0))
+    zero = jnp.zeros(out.shape, out.dtype)
+    return lax.fori_loop(0, count, lambda i, total: total + body(i), zero)

@@ -1,0 +1,58 @@
+"""The one place that calls Pallas: grid, block shapes and the compiler of each platform.
+
+Bodies see refs and plain `jnp` values only, so that another lowering can take the place of the
+ones named here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.experimental import pallas as pl
+
+
+def _compiler_params(platform: str):
+    if platform in ("cuda", "rocm"):
+        from jax.experimental.pallas import triton as plgpu
+
+        # One stage: there are no loads to overlap. Four warps: one per scheduler of an SM.
+        return plgpu.CompilerParams(num_warps=4, num_stages=1)
+    if platform == "tpu":
+        from jax.experimental.pallas import tpu as pltpu
+
+        return pltpu.CompilerParams(dimension_semantics=None)
+    return None
+
+
+def launch(
+    body: Callable[..., None],
+    operands: Sequence[jax.Array],
+    in_specs: Sequence[pl.BlockSpec],
+    out_spec: pl.BlockSpec,
+    out_shape: jax.ShapeDtypeStruct,
+    *,
+    grid: tuple[int, ...],
+    name: str,
+    platform: str,
+) -> jax.Array:
+    """Runs one kernel on `platform`; on a CPU in interpret mode, for tests."""
+    with warnings.catch_warnings():
+        # jax 0.11 announces the end of the Triton lowering of Pallas; nothing else is filtered.
+        warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
+        return pl.pallas_call(
+            body,
+            grid=grid,
+            in_specs=list(in_specs),
+            out_specs=out_spec,
+            out_shape=out_shape,
+            compiler_params=_compiler_params(platform),
+            interpret=platform == "cpu",
+            name=f"perturbk_{name}",
+        )(*operands)
+
+
+def power_of_two(n: int) -> int:
+    """Smallest power of two that is at least n: Triton has no other tile sizes."""
+    return 1 << (n - 1).bit_length()

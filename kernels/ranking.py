@@ -1,0 +1,95 @@
+"""Ranks within each perturbed row: the code of a sample is the whole vector of ranks.
+
+Rank 0 is the smallest value. Ties go to the lower index and NaN ranks last, as in
+`jnp.argsort(jnp.argsort(y))`. Descending ranks are the ranks of -y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from perturbk.kernels.tuning import TUNING
+
+
+def code_dtype(d: int) -> type:
+    """Smallest unsigned type that holds the ranks 0..d-1."""
+    return jnp.uint8 if d <= 1 << 8 else jnp.uint16 if d <= 1 << 16 else jnp.uint32
+
+
+def sort_key(y: jax.Array) -> jax.Array:
+    """int32 keys in the order in which `jnp.sort` puts float32 values: -0 == +0, NaN last."""
+    bits = lax.bitcast_convert_type(y + np.float32(0), jnp.int32)
+    key = jnp.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    return jnp.where(y != y, np.int32(0x7FFFFFFF), key)
+
+
+def ranks(key: jax.Array) -> jax.Array:
+    """Stable ascending ranks of int32 keys along axis -2 (lanes last), int32."""
+    return _by_counting(key) if key.shape[-2] <= TUNING.counting_most else _by_sorting(key)
+
+
+def _by_counting(key: jax.Array) -> jax.Array:
+    """rank_i = #{j : key_j < key_i, or equal and j < i}, all lanes at once.
+
+    On integers `key_j <= key_i` is `key_j - 1 < key_i`, so that one comparison settles the tie.
+    """
+    d = key.shape[-2]
+    index = lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 2)
+    unroll = next(u for u in range(TUNING.counting_unroll, 0, -1) if d % u == 0)
+
+    def step(t: jax.Array, rank: jax.Array) -> jax.Array:
+        for u in range(unroll):
+            j = t * unroll + u
+            other = lax.dynamic_slice_in_dim(key, j, 1, key.ndim - 2)
+            rank = rank + (other - (j < index).astype(jnp.int32) < key).astype(jnp.int32)
+        return rank
+
+    start = jnp.zeros(key.shape, jnp.int32)
+    return step(np.int32(0), start) if d == unroll else lax.fori_loop(0, d // unroll, step, start)
+
+
+def _by_sorting(key: jax.Array) -> jax.Array:
+    """One stable sort that carries the index, then the inverse permutation."""
+    key = key.swapaxes(-1, -2)
+    shape, d = key.shape, key.shape[-1]
+    index = lax.broadcasted_iota(jnp.int32, shape, key.ndim - 1)
+    _, order = lax.sort((key, index), num_keys=1)
+    order = order.reshape(-1, d)
+    row = lax.broadcasted_iota(jnp.int32, order.shape, 0)
+    rank = jnp.zeros(order.shape, jnp.int32).at[row, order].set(
+        index.reshape(-1, d), unique_indices=True, mode="promise_in_bounds"
+    )
+    return rank.reshape(shape).swapaxes(-1, -2)
+
+
+def codes(
+    draw: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    sigma: jax.Array,
+    num_lanes: int,
+    *,
+    descending: bool = False,
+) -> jax.Array:
+    """Ranks of a block: unsigned [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
+    rows, _, d = x.shape
+    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
+    y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
+    # Without the barrier each of the d comparisons would draw the noise anew.
+    key = lax.optimization_barrier(sort_key(-y if descending else y))
+    return ranks(key).astype(code_dtype(d))
+
+
+def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    """sum_s W_s rank_s: codes [..., rows, d, N] and weights [..., N] -> [..., rows, d]."""
+    del d
+    return jnp.sum(codes.astype(weights.dtype) * weights[..., None, None, :], -1)
+
+
+def dot(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """<rank_s, g>, summed over rows: [..., rows, d, N] and [..., rows, d] -> [..., N]."""
+    return jnp.sum(codes.astype(cotangent.dtype) * cotangent[..., None], (-3, -2))

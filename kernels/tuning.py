@@ -1,0 +1,41 @@
+"""Every tuning number, with its reason. None of them changes a result, only time and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    # Elements of a streamed block on XLA. Flat from 2^15 to 2^18 on a CPU: above it leaves the
+    # second-level cache, below it the loop's own cost shows.
+    block: int = 1 << 17
+    # Elements of a block of the general path, which holds several arrays of that size at a time
+    # and is multiplied by the batch when the user maps over it.
+    general_block: int = 1 << 16
+    # Coordinates drawn per stored element (argmax) or added up before storing (scores): the noise
+    # is compute bound, the reduction memory bound. Four from 64 coordinates on; fewer below
+    # that, where redrawing the winner's group costs as much as it saves.
+    group: int = 4
+    group_from: int = 64
+    # Largest residual (bytes, per unbatched call) that differentiation may keep instead of
+    # drawing and ranking again. Bounded, so that memory does not grow with the samples.
+    residual_bytes: int = 8 << 20
+    # Up to here ranks are counted by comparing all pairs (vectorised, n steps); above it sorted.
+    counting_most: int = 256
+    # Comparisons unrolled in one step of the counting loop: one pass over the accumulator each.
+    counting_unroll: int = 8
+    # Up to this width the winners are counted by comparison with every index, above by scatter.
+    compare_most: int = 32
+    # Tile of the fused kernels: coordinates x samples. 128 lanes are a TPU's vector and a GPU's
+    # block of four warps; 8 coordinates are a TPU's sublanes, and keep a GPU in registers.
+    kernel_tile: int = 8
+    kernel_lanes: int = 128
+    # Runs of samples per row, each a program with partial sums of its own: enough programs to
+    # fill a device, few enough that the partial sums stay small, whatever num_samples.
+    kernel_runs: int = 32
+    # Coordinates compared with the whole row in one step of the ranking kernel.
+    kernel_compare: int = 8
+
+
+TUNING = Tuning()

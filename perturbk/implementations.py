@@ -1,0 +1,64 @@
+"""Which kernel runs where: the table that the lowering rules read.
+
+The choice is made when a program is lowered for a platform, never while it is traced: one jitted
+function may run on several platforms, and exporting for CUDA or TPU from a CPU gives the kernels.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from perturbk.kernels import pallas_ops, pallas_score, xla, xla_score
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def _log_density(keys: jax.Array, x: jax.Array, sigma: jax.Array, **_) -> jax.Array:
+    """log density of each sample minus itself: zero. Only its derivative is of interest."""
+    del sigma
+    return jnp.zeros((*x.shape[:2], keys.shape[-1]), jnp.float32)
+
+
+def _score_dot(kernel: Callable, keys, x, sigma, v, **params) -> jax.Array:
+    del x, sigma  # carried for their derivative only
+    return kernel(keys, v, **params)
+
+
+def _score_sum(kernel: Callable, keys, x, sigma, w, **params) -> jax.Array:
+    del sigma
+    return kernel(keys, w, size=x.shape[-1], **params)
+
+
+def _table(ops, score, **static) -> dict[str, Callable]:
+    """Kernels of one implementation, by the name of their primitive."""
+    bind = functools.partial
+    return {
+        "samples": bind(ops.samples, **static),
+        "op_sum": bind(ops.op_sum, **static),
+        "op_dot": bind(ops.op_dot, **static),
+        "score_dot": bind(_score_dot, bind(score.score_dot, **static)),
+        "score_sum": bind(_score_sum, bind(score.score_sum, **static)),
+        "log_density": _log_density,
+    }
+
+
+# A new implementation is a line here: platform -> its kernels.
+_KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
+    "xla": lambda platform: _table(xla, xla_score),
+    "pallas": lambda platform: _table(pallas_ops, pallas_score, platform=platform),
+}
+IMPLEMENTATIONS = tuple(_KERNELS)
+
+
+def choose(platform: str) -> str:
+    """The implementation that `implementation=None` means on a platform."""
+    return "xla" if platform == "cpu" else "pallas"
+
+
+def run(name: str, platform: str, *operands, implementation: str | None, **params) -> jax.Array:
+    """Runs kernel `name` as lowered for `platform`."""
+    return _KERNELS[implementation or choose(platform)](platform)[name](*operands, **params)

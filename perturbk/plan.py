@@ -1,0 +1,106 @@
+"""The plan of one call: for each output leaf, which kernel it takes, and if none, why."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from perturbk.distributions import Noise, known_name
+from perturbk.recognise import Match, Miss, Traced, recognise
+
+_LARGEST_LEAF = 1 << 32  # elements; counters beyond it need a second word
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is static in one call; equal plans compile to one program.
+
+    Attributes:
+        traced: `fun` as a jaxpr.
+        outputs: per output leaf a `Match` (fused kernel) or a `Miss` (general path).
+        noise: the noise that the kernels draw from counters, or None to call `noise_object`.
+        noise_object: the user's noise.
+        why_drawn: why the noise is not drawn from counters; empty if it is.
+        in_blocks: whether drawing sample by sample gives the same numbers as all at once.
+        num_samples, use_baseline, implementation: as passed.
+    """
+
+    traced: Traced
+    outputs: tuple[Match | Miss, ...]
+    noise: str | None
+    noise_object: Noise
+    why_drawn: str
+    in_blocks: bool
+    num_samples: int
+    use_baseline: bool
+    implementation: str | None
+
+    @property
+    def general(self) -> tuple[int, ...]:
+        """Indices of the output leaves that take the general path."""
+        return tuple(i for i, out in enumerate(self.outputs) if isinstance(out, Miss))
+
+
+def make_plan(
+    traced: Traced,
+    leaves: list[jax.Array],
+    key: jax.Array,
+    noise_object: Noise,
+    num_samples: int,
+    use_baseline: bool,
+    implementation: str | None,
+) -> Plan:
+    """Chooses the path of each output leaf.
+
+    Raises:
+        NotImplementedError: a kernel implementation was named that cannot draw this noise.
+    """
+    generator = str(jax.random.key_impl(key))
+    noise = known_name(noise_object)
+    why = _why_drawn(noise, noise_object, generator, leaves)
+    if why:
+        noise = None
+        if implementation == "pallas":
+            raise NotImplementedError(
+                f"implementation='pallas' cannot run this call: {why}. Use implementation=None "
+                "or 'xla'."
+            )
+        outputs = tuple(Miss(why) for _ in traced.out_avals)
+    else:
+        outputs = recognise(traced, len(leaves))
+    return Plan(
+        traced=traced,
+        outputs=outputs,
+        noise=noise,
+        noise_object=noise_object,
+        why_drawn=why,
+        in_blocks=generator == "threefry2x32",
+        num_samples=num_samples,
+        use_baseline=use_baseline,
+        implementation=implementation,
+    )
+
+
+def _why_drawn(noise: str | None, noise_object, generator: str, leaves) -> str:
+    """Why counters cannot give the numbers that jax.random gives; empty if they can."""
+    if noise is None:
+        return f"no kernel draws {type(noise_object).__name__} noise (Gumbel and Normal have one)"
+    if generator != "threefry2x32":
+        return f"the key's generator is {generator!r}, and only 'threefry2x32' has a kernel"
+    if not jax.config.jax_threefry_partitionable:
+        return "jax_threefry_partitionable is off, which changes every random number"
+    if noise == "gumbel" and jax.config.jax_high_dynamic_range_gumbel:
+        return "jax_high_dynamic_range_gumbel is on, which draws two words for each variate"
+    for leaf in leaves:
+        if leaf.dtype.itemsize > 4:
+            return f"a leaf of x is {leaf.dtype}, and the kernels draw float32 noise"
+        if leaf.size >= _LARGEST_LEAF:
+            return f"a leaf of x has {leaf.size} elements, and 32-bit counters end at 2**32"
+    return "" if leaves else "x has no leaves"
+
+
+def result_dtype(leaves: list[jax.Array], out: jax.core.ShapedArray) -> jnp.dtype:
+    """Dtype of an output leaf: that of `fun`, promoted with the weights', which follow x."""
+    return jnp.result_type(*leaves, out.dtype) if leaves else jnp.result_type(out.dtype, 1.0)

@@ -1,0 +1,253 @@
+"""The primitives: what differentiation, batching and lowering see of the kernels.
+
+With f_s the output and z_s the noise of sample s, `perturbk/estimator.py` writes the estimator as
+
+    out = (1/N) sum_s W_s f_s + (1 - mean W) f(x),      W_s = exp(l_s - stop_gradient(l_s))
+
+with l_s the log density of sample s. Four linear maps carry every derivative of it:
+
+    op_sum    W -> sum_s W_s f_s            transposes to  op_dot     g -> <f_s, g>
+    score_dot t -> <h_m(z_s) z_s^n, t>      transposes to  score_sum  w -> sum_s w_s h_m(z_s) z_s^n
+
+so that the VJP is op_dot, then score_sum, and needs N numbers in between, whatever the op.
+`log_density` (value 0, tangent score_dot) ties them to x and sigma. z = (y - x)/sigma with the
+sample y held fixed, so that differentiating a moment gives moments of higher order:
+
+    d[h_m z^n] = ((h_{m+1} z^n - n h_m z^{n-1}) dx + (h_{m+1} z^{n+1} - n h_m z^n) dsigma) / sigma
+
+The score primitives carry x and sigma only for this rule; their values do not depend on them. The
+family is closed under JVP, transpose and batching, to every order.
+
+All operands have the canonical shapes of `perturbk/kernels/xla.py`; score operands have their leaf
+flattened to one axis of length E. Batching appends to `groups` if the keys are mapped, and to
+`shared` otherwise, and binds the same primitive again: an inlined batching rule would lose x.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from perturbk import implementations
+from perturbk.kernels.noise import NOISES
+from perturbk.kernels.ops import OPS
+from perturbk.kernels.tuning import TUNING
+
+_FLOAT = np.dtype(np.float32)
+
+
+def _primitive(name: str, abstract: Callable) -> Primitive:
+    """A primitive `perturbk_<name>` lowered by the kernel of that name of each implementation."""
+    p = Primitive(f"perturbk_{name}")
+    p.def_abstract_eval(abstract)
+
+    @functools.lru_cache(maxsize=512)
+    def compiled(params: tuple) -> Callable:
+        return jax.jit(lambda *operands: p.bind(*operands, **dict(params)))
+
+    p.def_impl(lambda *operands, **params: compiled(tuple(sorted(params.items())))(*operands))
+    for platform in implementations.PLATFORMS:
+        kernel = functools.partial(implementations.run, name, platform)
+        rule = mlir.lower_fun(kernel, multiple_results=False)
+        mlir.register_lowering(p, rule, platform=platform)
+    batching.primitive_batchers[p] = functools.partial(_batch, p)
+    return p
+
+
+def _batch(p: Primitive, operands, dims, **params):
+    """Rebinds with the mapped axis folded into `groups` (keys mapped) or `shared` (not)."""
+    size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
+    keys_mapped = dims[0] is not None
+    fold = 0 if keys_mapped else 1
+
+    def folded(a, dim):
+        # Bring the mapped axis in front of the axis that it is folded into.
+        if dim is None:
+            a = jnp.broadcast_to(jnp.expand_dims(a, fold), (*a.shape[:fold], size, *a.shape[fold:]))
+        else:
+            a = jnp.moveaxis(a, dim, fold)
+        return a.reshape(*a.shape[:fold], size * a.shape[fold + 1], *a.shape[fold + 2 :])
+
+    keys = folded(operands[0], dims[0]) if keys_mapped else operands[0]
+    rest = [folded(a, d) for a, d in zip(operands[1:], dims[1:], strict=True)]
+    out = p.bind(keys, *rest, **params)
+    shape = (*out.shape[:fold], size, out.shape[fold] // size, *out.shape[fold + 1 :])
+    return out.reshape(shape), fold
+
+
+def _num_samples(keys) -> int:
+    return keys.shape[-1]
+
+
+def _abstract_samples(keys, x, sigma, *, op, **_):
+    math, d = OPS[op], x.shape[-1]
+    shape = (*x.shape[:3], *math.code_shape(d), _num_samples(keys))
+    return ShapedArray(shape, np.dtype(math.code_dtype(d)))
+
+
+def _abstract_per_sample(keys, x, *_, **__):
+    return ShapedArray((*x.shape[:2], _num_samples(keys)), _FLOAT)
+
+
+def _abstract_like_x(keys, x, *_, **__):
+    return ShapedArray(x.shape, _FLOAT)
+
+
+samples_p = _primitive("samples", _abstract_samples)
+op_sum_p = _primitive("op_sum", _abstract_like_x)
+op_dot_p = _primitive("op_dot", _abstract_per_sample)
+score_dot_p = _primitive("score_dot", _abstract_per_sample)
+score_sum_p = _primitive("score_sum", _abstract_like_x)
+log_density_p = _primitive("log_density", _abstract_per_sample)
+
+
+def _is_zero(tangent) -> bool:
+    return type(tangent) is ad.Zero
+
+
+def _total(terms: list, like):
+    """Sum of tangent terms; a symbolic zero if there is none."""
+    return functools.reduce(ad.add_tangents, terms) if terms else ad.Zero.from_primal_value(like)
+
+
+# --- samples: integers, so the derivative is zero ------------------------------------------------
+
+
+def _samples_jvp(primals, tangents, **params):
+    del tangents  # f_s is piecewise constant: its own derivative is never used
+    out = samples_p.bind(*primals, **params)
+    return out, ad.Zero.from_primal_value(out)
+
+
+ad.primitive_jvps[samples_p] = _samples_jvp
+
+
+# --- op_sum and op_dot: linear in their last operand ---------------------------------------------
+
+
+def _kept(keys, x, sigma, **params):
+    """The codes, if few enough to keep from the first use to the last; else None."""
+    math = OPS[params["op"]]
+    aval = _abstract_samples(keys, x, sigma, **params)
+    if math.streamed and aval.size * aval.dtype.itemsize > TUNING.residual_bytes:
+        return None
+    return samples_p.bind(keys, x, sigma, **params)
+
+
+def _op_sum_jvp(primals, tangents, **params):
+    keys, x, sigma, w = primals
+    if _is_zero(tangents[3]):
+        out = op_sum_p.bind(*primals, **params)
+        return out, ad.Zero.from_primal_value(out)
+    codes = _kept(keys, x, sigma, **params)
+    if codes is None:
+        linear = functools.partial(op_sum_p.bind, keys, x, sigma, **params)
+    else:
+        linear = functools.partial(OPS[params["op"]].weighted, codes, d=x.shape[-1])
+    return linear(w), linear(ad.instantiate_zeros(tangents[3]))
+
+
+def _op_dot_jvp(primals, tangents, **params):
+    out = op_dot_p.bind(*primals, **params)
+    if _is_zero(tangents[3]):
+        return out, ad.Zero.from_primal_value(out)
+    return out, op_dot_p.bind(*primals[:3], tangents[3], **params)
+
+
+def _linear_transpose(other: Primitive):
+    """Transpose rule of a map linear in its last operand only."""
+
+    def rule(ct, *operands, **params):
+        *fixed, last = operands
+        assert ad.is_undefined_primal(last)
+        assert not any(map(ad.is_undefined_primal, fixed))
+        out = ad.Zero(last.aval) if _is_zero(ct) else other.bind(*fixed, ct, **params)
+        return [None] * len(fixed) + [out]
+
+    return rule
+
+
+ad.primitive_jvps[op_sum_p] = _op_sum_jvp
+ad.primitive_jvps[op_dot_p] = _op_dot_jvp
+ad.primitive_transposes[op_sum_p] = _linear_transpose(op_dot_p)
+ad.primitive_transposes[op_dot_p] = _linear_transpose(op_sum_p)
+
+
+# --- log_density, score_dot, score_sum -----------------------------------------------------------
+
+
+def _log_density_jvp(primals, tangents, *, noise, implementation):
+    keys, x, sigma = primals
+    _, dx, dsigma = tangents
+    out = log_density_p.bind(*primals, noise=noise, implementation=implementation)
+    moment = functools.partial(
+        score_dot_p.bind, keys, x, sigma, noise=noise, order=1, implementation=implementation
+    )
+    terms = []
+    if not _is_zero(dx):
+        terms.append(moment(dx / sigma, power=0))
+    if not _is_zero(dsigma):
+        relative = jnp.broadcast_to(dsigma / sigma, x.shape)
+        terms.append(moment(relative, power=1) - jnp.sum(relative, -1, keepdims=True))
+    return out, _total(terms, out)
+
+
+def _higher(noise: str, order: int, power: int, dx, dsigma, sigma, shape):
+    """Terms (coefficient array, order, power) of the tangent of h_m z^n; see the module."""
+    highest = NOISES[noise].highest_order
+    terms = []
+    for tangent, shift in ((dx, 0), (dsigma, 1)):
+        if _is_zero(tangent):
+            continue
+        relative = jnp.broadcast_to(tangent / sigma, shape)
+        if highest is None or order < highest:
+            terms.append((relative, order + 1, power + shift))
+        if power > 0:
+            terms.append((-power * relative, order, power - 1 + shift))
+    return terms
+
+
+def _score_dot_jvp(primals, tangents, *, noise, order, power, implementation):
+    keys, x, sigma, v = primals
+    _, dx, dsigma, dv = tangents
+    bind = functools.partial(
+        score_dot_p.bind, keys, x, sigma, noise=noise, implementation=implementation
+    )
+    out = bind(v, order=order, power=power)
+    terms = [
+        bind(v * c, order=m, power=n)
+        for c, m, n in _higher(noise, order, power, dx, dsigma, sigma, x.shape)
+    ]
+    if not _is_zero(dv):
+        terms.append(bind(dv, order=order, power=power))
+    return out, _total(terms, out)
+
+
+def _score_sum_jvp(primals, tangents, *, noise, order, power, implementation):
+    keys, x, sigma, w = primals
+    _, dx, dsigma, dw = tangents
+    bind = functools.partial(
+        score_sum_p.bind, keys, x, sigma, noise=noise, implementation=implementation
+    )
+    out = bind(w, order=order, power=power)
+    terms = [
+        c * bind(w, order=m, power=n)
+        for c, m, n in _higher(noise, order, power, dx, dsigma, sigma, x.shape)
+    ]
+    if not _is_zero(dw):
+        terms.append(bind(dw, order=order, power=power))
+    return out, _total(terms, out)
+
+
+ad.primitive_jvps[log_density_p] = _log_density_jvp
+ad.primitive_jvps[score_dot_p] = _score_dot_jvp
+ad.primitive_jvps[score_sum_p] = _score_sum_jvp
+ad.primitive_transposes[score_dot_p] = _linear_transpose(score_sum_p)
+ad.primitive_transposes[score_sum_p] = _linear_transpose(score_dot_p)
