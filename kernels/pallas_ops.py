@@ -141,15 +141,18 @@ class _Launch:
         """Zero-pads the samples."""
         return jnp.pad(a, ((0, 0), (0, 0), (0, self.padded - self.num_samples)))
 
-    def row(self, keys_ref, x_ref, sigma_ref, lane) -> Row:
+    def rows_of(self, keys_ref, x_ref, sigma_ref) -> Callable[[object], Row]:
+        """This program's row, as a function of the slice of samples."""
         r = pl.program_id(0) % np.int32(self.rows)
         inner = np.int32(self.inner)
         wrapped = np.uint32(self.d * self.inner % (1 << 32)).astype(np.int32)
         base = (r // inner) * wrapped + r % inner
-        words = keys_ref[0:1, lane], keys_ref[1:2, lane]
-        return Row(
-            x_ref, sigma_ref, words, base, self.d, self.inner, self.tile, self.noise
-        )
+
+        def row(lane) -> Row:
+            words = keys_ref[0:1, lane], keys_ref[1:2, lane]
+            return Row(x_ref, sigma_ref, words, base, self.d, self.inner, self.tile, self.noise)
+
+        return row
 
     def over_lanes(self, body: Callable[[object], None]) -> None:
         """Calls body(lane slice) for each tile of samples of this program."""
@@ -179,8 +182,10 @@ def samples(keys, x, sigma, *, op, noise, inner, platform) -> jax.Array:
     height = plan.width if plan.kernel.whole_rows else 1
 
     def body(keys_ref, x_ref, sigma_ref, out_ref):
+        row_at = plan.rows_of(keys_ref, x_ref, sigma_ref)
+
         def tile(lane):
-            out_ref[:, lane] = plan.kernel.code(plan.row(keys_ref, x_ref, sigma_ref, lane))
+            out_ref[:, lane] = plan.kernel.code(row_at(lane))
 
         plan.over_lanes(tile)
 
@@ -203,10 +208,11 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform) -> jax.Array:
     plan = _Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
 
     def body(keys_ref, x_ref, sigma_ref, weights_ref, out_ref):
+        row_at = plan.rows_of(keys_ref, x_ref, sigma_ref)
         out_ref[...] = jnp.zeros((plan.width, 1), jnp.float32)
 
         def tile(lane):
-            row = plan.row(keys_ref, x_ref, sigma_ref, lane)
+            row = row_at(lane)
             code, w = plan.kernel.code(row), weights_ref[0:1, lane]
 
             def add(t, carry):
@@ -236,8 +242,10 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform) -> jax.Arra
     plan = _Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
 
     def body(keys_ref, x_ref, sigma_ref, g_ref, out_ref):
+        row_at = plan.rows_of(keys_ref, x_ref, sigma_ref)
+
         def tile(lane):
-            row = plan.row(keys_ref, x_ref, sigma_ref, lane)
+            row = row_at(lane)
             code = plan.kernel.code(row)
 
             def add(t, total):
