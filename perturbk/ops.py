@@ -1,0 +1,249 @@
+"""The ops that have kernels: as public functions, and in all the ways that users spell them.
+
+`perturbk.recognise` compares a user's function with the table `SPELLINGS`. A new spelling is one
+line there. It must equal the reference of its op on every float input: ties (the first index
+comes first), both zeros (equal), infinities, and NaN (the first one wins an argmax; ranked last).
+The tests run every line on such inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, nn
+from jax.typing import ArrayLike
+
+
+def argmax_one_hot(x: ArrayLike, axis: int = -1) -> jax.Array:
+    """One-hot encoding of the argmax, a vertex of the simplex.
+
+    Args:
+        x: real array with at least one axis.
+        axis: the axis over which to take the argmax, not empty.
+
+    Returns:
+        Array of x's shape in the default float dtype (float32 unless x64 is enabled), whatever
+        x's dtype: one at the first maximum along the axis, or the first NaN; zero elsewhere.
+
+    Raises:
+        TypeError: axis is not an int.
+        ValueError: x has no such axis, or it is empty.
+
+    Example:
+        >>> import jax.numpy as jnp, perturbk
+        >>> print(perturbk.argmax_one_hot(jnp.array([1.0, 3.0, 3.0])))
+        [0. 1. 0.]
+
+    Source: Berthet et al. 2020, Learning with Differentiable Perturbed Optimizers,
+    arXiv 2002.08676, section 2 (a linear program over the simplex).
+    """
+    x, axis = _checked(x, axis)
+    return nn.one_hot(jnp.argmax(x, axis), x.shape[axis], axis=axis)
+
+
+def ranking(x: ArrayLike, axis: int = -1, descending: bool = False) -> jax.Array:
+    """Rank of each entry along an axis, counted from zero.
+
+    Args:
+        x: real array with at least one axis.
+        axis: the axis along which to rank, not empty.
+        descending: whether rank 0 is the largest entry rather than the smallest.
+
+    Returns:
+        Integer array (int32 unless x64 is enabled) of x's shape. Of equal entries the one with
+        the lower index has the lower rank; -0 equals +0; NaN ranks last in both directions.
+
+    Raises:
+        TypeError: axis is not an int.
+        ValueError: x has no such axis, or it is empty.
+
+    Example:
+        >>> import jax.numpy as jnp, perturbk
+        >>> x = jnp.array([0.5, 2.0, 0.5])
+        >>> print(perturbk.ranking(x), perturbk.ranking(x, descending=True))
+        [0 2 1] [1 0 2]
+
+    Source: Berthet et al. 2020, arXiv 2002.08676, section 4 (a linear program over the
+    permutahedron; Blondel et al. 2020, arXiv 2002.08871).
+    """
+    x, axis = _checked(x, axis)
+    return jnp.argsort(jnp.argsort(-x if descending else x, axis), axis)
+
+
+def _checked(x: ArrayLike, axis: int) -> tuple[jax.Array, int]:
+    """x as an array and axis as a non-negative int."""
+    x = jnp.asarray(x)
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise TypeError(
+            f"axis must be an int, got {axis!r}. For several axes, reshape x to join them first."
+        )
+    if x.ndim == 0:
+        raise ValueError("x must have at least one axis, got a scalar. Pass a vector of scores.")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(
+            f"axis must be from {-x.ndim} to {x.ndim - 1} for x of shape {x.shape}, got {axis}."
+        )
+    axis = int(axis) % x.ndim
+    if x.shape[axis] == 0:
+        raise ValueError(
+            f"x must have entries along axis {axis}, got shape {x.shape}. Pass another axis, or "
+            "skip empty inputs."
+        )
+    return x, axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """Which op an output leaf is.
+
+    Attributes:
+        name: "argmax" or "ranking".
+        axis: the axis it works along, not negative.
+        descending: for a ranking, whether rank 0 is the largest.
+        nan_first: the spelling ranks NaN first, not last as `ranking` does; no other input is
+            treated differently. A kernel without this case must not see NaN.
+    """
+
+    name: str
+    axis: int
+    descending: bool = False
+    nan_first: bool = False
+
+    @property
+    def kernel(self) -> str:
+        """Name in `perturbk.kernels.ops.OPS`; says nothing about `nan_first`."""
+        return f"{self.name}_descending" if self.descending else self.name
+
+    def largest(self, n: int) -> int:
+        """Largest value among the outputs for an axis of n entries."""
+        return 1 if self.name == "argmax" else n - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spelling:
+    """One way to write an op.
+
+    Attributes:
+        op: axis -> the op.
+        head: the primitive that every jaxpr of it contains; other cones are not compared.
+        write: (x, axis, n, dtype) -> the op's value, n being x.shape[axis]. Whatever follows as a
+            conversion of dtype is recognised anyway, so `dtype` is only for what comes before.
+        where: "any" axis, the "last" one, or "vector" for x with one axis only. Forms lifted by
+            `jax.vmap` are derived from all three.
+    """
+
+    op: Callable[[int], Op]
+    head: str
+    write: Callable[[Any, int, int, Any], jax.Array]
+    where: str = "any"
+
+    def forms(self, ndim: int, dtype) -> list[tuple[Op, Callable[[jax.Array], jax.Array]]]:
+        """The functions of an x with `ndim` axes that this line stands for, with their ops."""
+
+        def written(axis: int) -> Callable[[jax.Array], jax.Array]:
+            return lambda x: self.write(x, axis, x.shape[axis], dtype).astype(dtype)
+
+        found = []
+        for axis in range(ndim):
+            for mapped in range(axis + 1):
+                rest = ndim - mapped  # axes that are left after mapping the leading ones
+                last = axis == ndim - 1
+                if rest == 1 or self.where == "any" or (self.where == "last" and last):
+                    f = written(axis - mapped)
+                    for _ in range(mapped):
+                        f = jax.vmap(f)
+                    found.append((self.op(axis), f))
+            if axis < ndim - 1:
+                f = written(0)
+                for _ in range(ndim - 1 - axis):
+                    f = jax.vmap(f, in_axes=-1, out_axes=-1)
+                for _ in range(axis):
+                    f = jax.vmap(f)
+                found.append((self.op(axis), f))
+        return found
+
+
+def _argmax(axis: int) -> Op:
+    return Op("argmax", axis)
+
+
+def _ascending(axis: int) -> Op:
+    return Op("ranking", axis)
+
+
+def _descending(axis: int) -> Op:
+    return Op("ranking", axis, descending=True)
+
+
+def _nan_first(axis: int) -> Op:
+    return Op("ranking", axis, descending=True, nan_first=True)
+
+
+def _winner(x: jax.Array, axis: int) -> jax.Array:
+    return jnp.argmax(x, axis, keepdims=True)
+
+
+def _inverse(order: jax.Array, dtype) -> jax.Array:
+    """Ranks from the order that sorts: the inverse permutation, by a scatter."""
+    n = order.shape[0]
+    return jnp.zeros(n, dtype).at[order].set(jnp.arange(n).astype(dtype))
+
+
+def _written(op: Callable[[int], Op], head: str, where: str, *writes) -> tuple[Spelling, ...]:
+    return tuple(Spelling(op, head, write, where) for write in writes)
+
+
+SPELLINGS: tuple[Spelling, ...] = (
+    *_written(
+        _argmax, "argmax", "any",
+        lambda x, a, n, dt: nn.one_hot(jnp.argmax(x, a), n, dtype=dt, axis=a),
+        lambda x, a, n, dt: nn.one_hot(lax.argmax(x, a, np.int32), n, dtype=dt, axis=a),
+        lambda x, a, n, dt: lax.broadcasted_iota(int, x.shape, a) == _winner(x, a),
+        lambda x, a, n, dt: _winner(x, a) == lax.broadcasted_iota(int, x.shape, a),
+    ),
+    *_written(
+        _argmax, "argmax", "last",
+        lambda x, a, n, dt: jnp.eye(n, dtype=dt)[jnp.argmax(x, a)],
+        lambda x, a, n, dt: jnp.arange(n) == _winner(x, a),
+        lambda x, a, n, dt: _winner(x, a) == jnp.arange(n),
+        lambda x, a, n, dt: jnp.where(jnp.arange(n) == _winner(x, a), 1.0, 0.0),
+        lambda x, a, n, dt: jnp.where(jnp.arange(n) == _winner(x, a), 1, 0),
+    ),
+    *_written(
+        _argmax, "argmax", "vector",
+        lambda x, a, n, dt: jnp.arange(n) == jnp.argmax(x),
+        lambda x, a, n, dt: jnp.argmax(x) == jnp.arange(n),
+        lambda x, a, n, dt: jnp.where(jnp.arange(n) == jnp.argmax(x), 1.0, 0.0),
+        lambda x, a, n, dt: jnp.where(jnp.arange(n) == jnp.argmax(x), 1, 0),
+        lambda x, a, n, dt: jnp.zeros(n, dt).at[jnp.argmax(x)].set(dt.type(1).item()),
+    ),
+    *_written(
+        _ascending, "sort", "any",
+        lambda x, a, n, dt: jnp.argsort(jnp.argsort(x, a), a),
+    ),
+    *_written(
+        _ascending, "sort", "vector",
+        lambda x, a, n, dt: _inverse(jnp.argsort(x), dt),
+    ),
+    *_written(
+        _descending, "sort", "any",
+        lambda x, a, n, dt: jnp.argsort(jnp.argsort(-x, a), a),
+    ),
+    *_written(
+        _descending, "sort", "vector",
+        lambda x, a, n, dt: _inverse(jnp.argsort(-x), dt),
+    ),
+    *_written(
+        _nan_first, "sort", "any",
+        lambda x, a, n, dt: jnp.argsort(jnp.argsort(x, a, descending=True), a),
+    ),
+    *_written(
+        _nan_first, "sort", "vector",
+        lambda x, a, n, dt: _inverse(jnp.argsort(x, descending=True), dt),
+    ),
+)

@@ -1,0 +1,309 @@
+"""Recognition: every spelling is found and means what it is taken for, and nothing else is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax, nn
+from perturbk.ops import SPELLINGS, Op, argmax_one_hot, ranking
+from perturbk.recognise import Match, Miss, _table, canonical, recognise, trace
+
+N = 5
+X = jnp.zeros(N)
+SHAPES = [(N,), (3, N), (4, 4), (2, 3, 4)]
+SPECIAL = np.array([0.0, -0.0, 1.0, 1.0, -2.0, np.inf, -np.inf, np.nan], np.float32)
+
+
+def outputs(fun, x):
+    return recognise(trace(fun, x)[0], len(jax.tree.leaves(x)))
+
+
+def all_forms(ndim, dtype):
+    return [(s, *form) for s in SPELLINGS for form in s.forms(ndim, dtype)]
+
+
+def reference(op, x):
+    """The op in numpy; ranks by an explicit stable sort."""
+    x = np.asarray(x, np.float32)
+    if op.name == "argmax":
+        return np.arange(x.shape[op.axis]) == np.expand_dims(np.argmax(x, op.axis), -1)
+    y = np.moveaxis(-x if op.descending else x, op.axis, -1)
+    if op.nan_first:
+        y = np.where(np.isnan(y), -np.inf, y)
+        nan = np.moveaxis(~np.isnan(x), op.axis, -1)
+        order = np.lexsort((y, nan), axis=-1)
+    else:
+        order = np.argsort(y, -1, kind="stable")
+    return np.argsort(order, -1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spellings_equal_the_op_on_special_values(shape, dtype):
+    rng = np.random.default_rng(0)
+    xs = jnp.asarray(rng.choice(SPECIAL, (200, *shape)), dtype)
+    forms = all_forms(len(shape), jnp.dtype("float32"))
+    with jax.numpy_rank_promotion("allow"):
+        outs = jax.jit(jax.vmap(lambda x: [f(x) for _, _, f in forms]))(xs)
+    for (_, op, _), out in zip(forms, outs, strict=True):
+        expected = [np.moveaxis(reference(op, x), -1, op.axis) for x in xs]
+        np.testing.assert_array_equal(np.asarray(out, np.float32), expected, err_msg=str(op))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spellings_are_found(shape, dtype, jit):
+    x = jax.ShapeDtypeStruct(shape, dtype)
+    for out_dtype in (jnp.float32, jnp.int32, dtype):
+        for _, op, f in all_forms(len(shape), jnp.dtype(out_dtype)):
+            g = jax.jit(f) if jit else f
+            with jax.numpy_rank_promotion("allow"):
+                (found,) = outputs(lambda x, g=g: g(x).astype(out_dtype), x)
+            assert found == Match(0, op, jnp.dtype(out_dtype))
+
+
+FOUND = {  # as users write them, not as the table does
+    "one_hot": (lambda x: nn.one_hot(jnp.argmax(x), N), "argmax"),
+    "one_hot_x_dtype": (lambda x: nn.one_hot(x.argmax(), x.size, dtype=x.dtype), "argmax"),
+    "one_hot_int": (lambda x: nn.one_hot(jnp.argmax(x, axis=-1), N, dtype=int), "argmax"),
+    "one_hot_bool": (lambda x: nn.one_hot(jnp.argmax(x), N, dtype=bool), "argmax"),
+    "lax": (lambda x: nn.one_hot(lax.argmax(x, 0, jnp.int32), N), "argmax"),
+    "eye": (lambda x: jnp.eye(N)[jnp.argmax(x)], "argmax"),
+    "eye_int": (lambda x: jnp.eye(N, dtype=int)[jnp.argmax(x)], "argmax"),
+    "compare": (lambda x: (jnp.arange(N) == jnp.argmax(x)).astype(x.dtype), "argmax"),
+    "compared": (lambda x: (jnp.argmax(x) == jnp.arange(N)).astype(int), "argmax"),
+    "keepdims": (lambda x: jnp.arange(N) == jnp.argmax(x, -1, keepdims=True), "argmax"),
+    "where": (lambda x: jnp.where(jnp.arange(N) == x.argmax(), 1.0, 0.0), "argmax"),
+    "set": (lambda x: jnp.zeros_like(x).at[jnp.argmax(x)].set(1), "argmax"),
+    "set_zeros": (lambda x: jnp.zeros(N).at[jnp.argmax(x)].set(1.0), "argmax"),
+    "set_bool": (lambda x: jnp.zeros(N, bool).at[jnp.argmax(x)].set(True), "argmax"),
+    "stopped": (lambda x: lax.stop_gradient(nn.one_hot(jnp.argmax(x), N)), "argmax"),
+    "argsort": (lambda x: jnp.argsort(jnp.argsort(x)), "ranking"),
+    "methods": (lambda x: x.argsort().argsort().astype(jnp.float32), "ranking"),
+    "stable": (lambda x: jnp.argsort(jnp.argsort(x, stable=True), stable=True), "ranking"),
+    "inverse": (lambda x: jnp.zeros(N, int).at[jnp.argsort(x)].set(jnp.arange(N)), "ranking"),
+    "inverse_float": (lambda x: jnp.zeros(N).at[x.argsort()].set(jnp.arange(N)), "ranking"),
+    "negative": (lambda x: jnp.argsort(jnp.argsort(-x)).astype(x.dtype), "ranking_descending"),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
+def test_users_spellings_are_found(name, wrap):
+    fun, kernel = FOUND[name]
+    (found,) = outputs(wrap(fun), X)
+    assert found.op.kernel == kernel and not found.op.nan_first
+    assert found.dtype == jax.eval_shape(fun, X).dtype
+    batch = jnp.zeros((3, 2, N))
+    (lifted,) = outputs(jax.vmap(jax.vmap(wrap(fun))), batch)
+    assert (lifted.op.kernel, lifted.op.axis) == (kernel, 2)
+
+
+@pytest.mark.parametrize("name", FOUND)
+@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit])
+def test_users_spellings_are_found_on_a_leading_axis(name, wrap):
+    fun, kernel = FOUND[name]
+    (found,) = outputs(jax.vmap(wrap(fun), in_axes=1, out_axes=1), jnp.zeros((N, 3)))
+    assert (found.op.kernel, found.op.axis) == (kernel, 0)
+
+
+def test_descending_argsort_is_found_and_flagged():
+    # jnp.argsort(descending=True) puts NaN first; the ranks of -x put it last.
+    (found,) = outputs(lambda x: jnp.argsort(jnp.argsort(x, descending=True)), X)
+    assert found.op == Op("ranking", 0, descending=True, nan_first=True)
+
+
+@pytest.mark.parametrize("fun", [argmax_one_hot, ranking])
+@pytest.mark.parametrize("axis", [0, 1, 2, -1])
+def test_axis_is_that_of_the_spelling(fun, axis):
+    (found,) = outputs(lambda x: fun(x, axis), jnp.zeros((3, 3, 3)))
+    assert found.op.axis == axis % 3
+
+
+NEAR_MISSES = {
+    "argmin": lambda x: nn.one_hot(jnp.argmin(x), N),
+    "shifted": lambda x: nn.one_hot(jnp.argmax(x) + 1, N),
+    "wrong_n": lambda x: nn.one_hot(jnp.argmax(x), N + 1),
+    "doubled": lambda x: nn.one_hot(jnp.argmax(x), N) * 2,
+    "maximum": lambda x: (x == x.max()).astype(x.dtype),  # several ones at a tie
+    "two": lambda x: jnp.zeros_like(x).at[jnp.argmax(x)].set(2),
+    "top": lambda x: lax.top_k(x, 1)[0],
+    "index": jnp.argmax,
+    "scaled": lambda x: jnp.argsort(jnp.argsort(2 * x)),
+    "once": jnp.argsort,
+    "thrice": lambda x: jnp.argsort(jnp.argsort(jnp.argsort(x))),
+    "unstable": lambda x: jnp.argsort(jnp.argsort(x, stable=False)),
+    "reversed": lambda x: jnp.argsort(jnp.argsort(x)[::-1]),  # ties the other way
+    "last_first": lambda x: N - 1 - jnp.argsort(jnp.argsort(x)),
+    "second_descending": lambda x: jnp.argsort(jnp.argsort(x), descending=True),
+    "bool_ranks": lambda x: jnp.argsort(jnp.argsort(x)).astype(bool),
+    "through_bool": lambda x: jnp.argsort(jnp.argsort(x)).astype(bool).astype(float),
+    "reshaped": lambda x: argmax_one_hot(x.reshape(1, N)),
+    "rounded": lambda x: argmax_one_hot(x.astype(jnp.bfloat16)),
+    "identity": lambda x: x,
+    "constant": lambda x: jnp.ones(3),
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_near_misses_are_not_found(name):
+    (found,) = outputs(NEAR_MISSES[name], X)
+    assert isinstance(found, Miss)
+
+
+def test_transposed_axes_of_a_square_are_not_found():
+    x = jnp.zeros((3, 3))
+    (found,) = outputs(lambda x: nn.one_hot(jnp.argmax(x, 0), 3), x)
+    assert isinstance(found, Miss)
+    (found,) = outputs(lambda x: jnp.argsort(jnp.argsort(x, 0), 1), x)
+    assert isinstance(found, Miss)
+
+
+def test_ranks_too_large_for_their_dtype_are_not_found():
+    def ranks(n, dtype):
+        return outputs(lambda x: ranking(x).astype(dtype), jnp.zeros(n))[0]
+
+    assert isinstance(ranks(128, jnp.int8), Match)
+    assert "int8 does not hold 128" in ranks(129, jnp.int8).reason
+    assert isinstance(ranks(257, jnp.bfloat16), Match)
+    assert "bfloat16 does not hold 257" in ranks(258, jnp.bfloat16).reason
+
+
+def test_integer_inputs_are_not_found():
+    assert "int32" in outputs(argmax_one_hot, jnp.arange(4))[0].reason
+
+
+def test_reasons():
+    array = jnp.ones(N)
+    host = np.ones(N, np.float32)
+    x = {"a": X, "b": X}
+    assert "several" in outputs(lambda x: ranking(x["a"] + x["b"]), x)[0].reason
+    assert "closes over" in outputs(lambda x: ranking(x + array), X)[0].reason
+    assert "closes over" in outputs(jax.jit(lambda x: ranking(x + host)), X)[0].reason
+    assert "does not depend" in outputs(lambda x: 1.0, X)[0].reason
+    assert "sort" in outputs(jnp.argsort, X)[0].reason
+
+    def printing(x):
+        jax.debug.print("{}", x[0])
+        return ranking(x)
+
+    assert "side effects" in outputs(printing, X)[0].reason
+
+
+def test_trees():
+    x = {"a": X, "b": [jnp.zeros((2, 3)), None], "c": jnp.zeros(4)}
+    found = outputs(lambda x: jax.tree.map(argmax_one_hot, x), x)
+    assert [(m.leaf, m.op.axis) for m in found] == [(0, 0), (1, 1), (2, 0)]
+
+    scale = jnp.ones(4)
+    found = outputs(lambda x: [ranking(x["c"]), x["a"] ** 2, ranking(x["c"] * scale)], x)
+    assert found[0] == Match(2, Op("ranking", 0), jnp.dtype("int32"))
+    assert isinstance(found[1], Miss) and isinstance(found[2], Miss)
+
+
+def test_deep_programs_do_not_overflow_the_stack():
+    def fun(x):
+        for _ in range(2000):
+            x = x + 1
+        return ranking(x)
+
+    assert isinstance(outputs(fun, X)[0], Miss)
+
+
+def test_x64_is_found():
+    with jax.enable_x64(True):
+        for fun in (argmax_one_hot, ranking):
+            assert isinstance(outputs(fun, jnp.zeros(N, jnp.float64))[0], Match)
+            assert isinstance(outputs(fun, jnp.zeros(N, jnp.float32))[0], Match)
+
+
+def test_strict_promotion_is_no_obstacle():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        (found,) = outputs(argmax_one_hot, jnp.zeros((3, 13)))
+    assert found.op == Op("argmax", 1)
+
+
+def test_repeated_calls_do_not_trace_the_table():
+    outputs(ranking, jnp.zeros(17))
+    before = _table.cache_info()
+    outputs(lambda x: x.argsort().argsort(), jnp.zeros(17))
+    outputs(lambda x: jnp.exp(x), jnp.zeros(18))
+    after = _table.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 1)
+
+
+def test_equal_programs_are_equal_keys():
+    def first(a, scale=2.0):
+        c = jnp.sin(a)
+        return c * scale
+
+    def key(f):
+        return trace(f, X)[0]
+
+    assert key(first) == key(lambda y: jnp.sin(y) * 2.0)
+    assert hash(key(first)) == hash(key(lambda y: jnp.sin(y) * 2.0))
+    assert key(first) != key(lambda y: jnp.sin(y) * 3.0)
+    assert key(lambda y: y + 0.0) != key(lambda y: y + -0.0)
+    assert key(lambda y: y + np.nan) == key(lambda y: y + np.nan)
+    assert key(first) != trace(first, jnp.zeros(N + 1))[0]
+    jitted = [canonical(jax.make_jaxpr(f)(X), inline=True) for f in (first, jax.jit(first))]
+    assert jitted[0] == jitted[1]
+
+
+def test_constants_of_nested_calls_are_part_of_the_key():
+    def key(value):
+        array = np.full(N, value, np.float32)
+        return trace(lambda x: jax.jit(lambda x: x + array)(x), X)[0]
+
+    assert key(1.0) == key(1.0) and key(1.0) != key(2.0)
+
+
+def test_derivative_rules_are_part_of_the_key():
+    def key(rule):
+        f = jax.custom_jvp(lambda x: x * 2)
+        f.defjvp(rule)
+        return trace(lambda x: f(x), X)[0]
+
+    one, two = [lambda p, t: (p[0] * 2, t[0] * 1), lambda p, t: (p[0] * 2, t[0] * 2)]
+    assert key(one) != key(two)
+    # Without this, an eager call whose fun contains a relu would compile anew each time.
+    assert trace(lambda x: nn.relu(x), X)[0] == trace(lambda x: nn.relu(x), X)[0]
+
+
+def test_closed_over_tracers_are_consts():
+    def value(w, x):
+        traced, consts, tree = trace(lambda x: {"y": x * w}, x)
+        assert len(consts) == 1
+        run = jax.jit(lambda traced, *args: traced(*args), static_argnums=0)
+        return jax.tree.unflatten(tree, run(traced, consts, x))["y"].sum()
+
+    w, x = jnp.arange(3.0), jnp.full(3, 2.0)
+    assert jax.jit(value)(w, x) == 6.0
+    np.testing.assert_array_equal(jax.grad(value)(w, x), x)
+    np.testing.assert_array_equal(jax.jit(jax.grad(value))(w, x), x)
+    np.testing.assert_array_equal(jax.vmap(value, (0, None))(jnp.eye(3), x), np.full(3, 2.0))
+
+
+def test_changed_state_is_traced_anew():
+    state = {"w": jnp.ones(N)}
+
+    def fun(x):
+        return x * state["w"]
+
+    _, before, _ = trace(fun, X)
+    state["w"] = jnp.zeros(N)
+    _, after, _ = trace(fun, X)
+    assert before[0][0] == 1 and after[0][0] == 0
+
+
+@pytest.mark.parametrize("fun", [argmax_one_hot, ranking])
+def test_errors_name_the_argument(fun):
+    with pytest.raises(ValueError, match="x must have at least one axis"):
+        fun(1.0)
+    with pytest.raises(ValueError, match="entries along axis 1"):
+        fun(jnp.zeros((2, 0)))
+    with pytest.raises(ValueError, match="axis must be from -1 to 0"):
+        fun(X, axis=1)
+    with pytest.raises(TypeError, match="axis must be an int, got None"):
+        fun(X, axis=None)
