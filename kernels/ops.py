@@ -27,6 +27,7 @@ class OpMath:
         code_dtype: d -> its dtype.
         weighted: (codes, weights, d) -> sum over samples of weight times output.
         dot: (codes, cotangent) -> inner product of each sample's output with a cotangent.
+        largest: d -> largest value among the outputs.
         streamed: whether codes are as large as the noise, so that sums are best taken block by
             block rather than from stored codes.
     """
@@ -36,30 +37,32 @@ class OpMath:
     code_dtype: Callable[[int], type]
     weighted: Callable[[jax.Array, jax.Array, int], jax.Array]
     dot: Callable[[jax.Array, jax.Array], jax.Array]
+    largest: Callable[[int], int]
     streamed: bool
 
 
-_ARGMAX = OpMath(
-    codes=argmax.codes,
-    code_shape=lambda d: (),
-    code_dtype=lambda d: jnp.int32,
-    weighted=argmax.weighted,
-    dot=argmax.dot,
-    streamed=False,
-)
-_RANKING = OpMath(
-    codes=ranking.codes,
-    code_shape=lambda d: (d,),
-    code_dtype=ranking.code_dtype,
-    weighted=ranking.weighted,
-    dot=ranking.dot,
-    streamed=True,
-)
+def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
+    """Ranks in the order of a sort key."""
+    return OpMath(
+        codes=functools.partial(ranking.codes, key=key),
+        code_shape=lambda d: (d,),
+        code_dtype=ranking.code_dtype,
+        weighted=ranking.weighted,
+        dot=ranking.dot,
+        largest=lambda d: d - 1,
+        streamed=True,
+    )
+
 
 OPS: dict[str, OpMath] = {
-    "argmax": _ARGMAX,
-    "ranking": _RANKING,
-    "ranking_descending": dataclasses.replace(
-        _RANKING, codes=functools.partial(ranking.codes, descending=True)
+    "argmax": OpMath(
+        codes=argmax.codes,
+        code_shape=lambda d: (),
+        code_dtype=lambda d: jnp.int32,
+        weighted=argmax.weighted,
+        dot=argmax.dot,
+        largest=lambda d: 1,
+        streamed=False,
     ),
+    **{name: _ranking(key) for name, key in ranking.SORT_KEYS.items()},
 }

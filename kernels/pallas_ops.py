@@ -24,6 +24,7 @@ from perturbk.kernels.ops import OPS
 from perturbk.kernels.pallas import launch, power_of_two
 from perturbk.kernels.pallas_argmax import winners
 from perturbk.kernels.pallas_ranking import tile_ranks
+from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.threefry import element_bits
 from perturbk.kernels.tuning import TUNING
 
@@ -87,8 +88,10 @@ def _rank_values(code: jax.Array, coordinate: jax.Array) -> jax.Array:
 # A new op with a fused kernel is one line here.
 OP_KERNELS: dict[str, OpKernel] = {
     "argmax": OpKernel(winners, _one_hot, whole_rows=False),
-    "ranking": OpKernel(tile_ranks(descending=False), _rank_values, whole_rows=True),
-    "ranking_descending": OpKernel(tile_ranks(descending=True), _rank_values, whole_rows=True),
+    **{
+        name: OpKernel(tile_ranks(key), _rank_values, whole_rows=True)
+        for name, key in SORT_KEYS.items()
+    },
 }
 
 

@@ -1,7 +1,7 @@
 """Ranks within each perturbed row: the code of a sample is the whole vector of ranks.
 
 Rank 0 is the smallest value. Ties go to the lower index and NaN ranks last, as in
-`jnp.argsort(jnp.argsort(y))`. Descending ranks are the ranks of -y.
+`jnp.argsort(jnp.argsort(y))`. Other orders are those of another sort key, see `SORT_KEYS`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,24 @@ def sort_key(y: jax.Array) -> jax.Array:
     bits = lax.bitcast_convert_type(y + np.float32(0), jnp.int32)
     key = jnp.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
     return jnp.where(y != y, np.int32(0x7FFFFFFF), key)
+
+
+def _descending_key(y: jax.Array) -> jax.Array:
+    return sort_key(-y)
+
+
+def _nan_first_key(y: jax.Array) -> jax.Array:
+    """The order of `jnp.argsort(y, descending=True)`: NaN first, then the largest."""
+    # One above the smallest integer: counting subtracts one.
+    return jnp.where(y != y, np.int32(-0x7FFFFFFF), sort_key(-y))
+
+
+# Orders of ranking: y -> int32 keys, of which the smallest has rank 0.
+SORT_KEYS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "ranking": sort_key,
+    "ranking_descending": _descending_key,
+    "ranking_nan_first": _nan_first_key,
+}
 
 
 def ranks(key: jax.Array) -> jax.Array:
@@ -73,15 +91,14 @@ def codes(
     sigma: jax.Array,
     num_lanes: int,
     *,
-    descending: bool = False,
+    key: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Ranks of a block: unsigned [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
+    """Ranks of a block: unsigned [rows, shared, d, lanes]; arguments as in `argmax.codes`, key from `SORT_KEYS`."""
     rows, _, d = x.shape
     coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
     y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
     # Without the barrier each of the d comparisons would draw the noise anew.
-    key = lax.optimization_barrier(sort_key(-y if descending else y))
-    return ranks(key).astype(code_dtype(d))
+    return ranks(lax.optimization_barrier(key(y))).astype(code_dtype(d))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

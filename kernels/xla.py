@@ -58,6 +58,8 @@ class _Blocks:
             keys = lax.dynamic_slice(self.keys, start, (1, 2, self.lanes))
         else:
             keys = self.keys[row // self.rows]
+        # Fused into the noise, the slice would keep it from being vectorised.
+        keys = lax.optimization_barrier(keys)
         in_leaf = (row % self.rows).astype(jnp.uint32)
         inner, d = np.uint32(self.inner), np.uint32(self.d)
         base = (in_leaf // inner) * (d * inner) + in_leaf % inner

@@ -44,6 +44,7 @@ def score_dot(keys, v, *, noise: str, order: int, power: int) -> jax.Array:
         vs = lax.dynamic_slice(
             v, _int32((q * block_rows, 0, e * width)), (block_rows, shared, width)
         )
+        ks, vs = lax.optimization_barrier((ks, vs))  # fused, the slices would cost vector lanes
         # [rows, elements, lanes]: reducing over the elements keeps the samples in vector lanes.
         element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, lanes), 1)
         element = element + jnp.asarray(e * width, jnp.uint32)
@@ -88,6 +89,7 @@ def score_sum(keys, w, *, size: int, noise: str, order: int, power: int) -> jax.
         start = _int32((q * block_rows, 0, b * lanes))
         ks = lax.dynamic_slice(keys, start, (block_rows, 2, lanes))
         ws = lax.dynamic_slice(w, start, (block_rows, shared, lanes))
+        ks, ws = lax.optimization_barrier((ks, ws))
         # [rows, lanes, elements]: here it is the elements that stay in vector lanes.
         element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, width), 2)
         element = element + jnp.asarray(e * width, jnp.uint32)

@@ -1,0 +1,15 @@
+"""Perturbed optimizers for JAX: a faster drop-in for `optax.perturbations`."""
+
+from perturbk.distributions import Gumbel, Noise, Normal
+from perturbk.ops import argmax_one_hot, ranking
+from perturbk.perturbed import PerturbedFunction, make_perturbed_fun
+
+__all__ = [
+    "Gumbel",
+    "Noise",
+    "Normal",
+    "PerturbedFunction",
+    "argmax_one_hot",
+    "make_perturbed_fun",
+    "ranking",
+]

@@ -102,26 +102,12 @@ class Op:
     """Which op an output leaf is.
 
     Attributes:
-        name: "argmax" or "ranking".
-        axis: the axis it works along, not negative.
-        descending: for a ranking, whether rank 0 is the largest.
-        nan_first: the spelling ranks NaN first, not last as `ranking` does; no other input is
-            treated differently. A kernel without this case must not see NaN.
+        name: its kernel, a key of `perturbk.kernels.ops.OPS`.
+        axis: the axis that it works along, not negative.
     """
 
     name: str
     axis: int
-    descending: bool = False
-    nan_first: bool = False
-
-    @property
-    def kernel(self) -> str:
-        """Name in `perturbk.kernels.ops.OPS`; says nothing about `nan_first`."""
-        return f"{self.name}_descending" if self.descending else self.name
-
-    def largest(self, n: int) -> int:
-        """Largest value among the outputs for an axis of n entries."""
-        return 1 if self.name == "argmax" else n - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,11 +163,11 @@ def _ascending(axis: int) -> Op:
 
 
 def _descending(axis: int) -> Op:
-    return Op("ranking", axis, descending=True)
+    return Op("ranking_descending", axis)
 
 
 def _nan_first(axis: int) -> Op:
-    return Op("ranking", axis, descending=True, nan_first=True)
+    return Op("ranking_nan_first", axis)
 
 
 def _winner(x: jax.Array, axis: int) -> jax.Array:

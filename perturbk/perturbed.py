@@ -127,7 +127,7 @@ def _counted(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array
                 sigmas[leaf],
                 weights,
                 None if baseline is None else baseline[i].astype(jnp.float32),
-                op=match.op.kernel,
+                op=match.op.name,
                 axis=match.op.axis,
                 **static,
             )

@@ -1,6 +1,6 @@
 """The primitives: what differentiation, batching and lowering see of the kernels.
 
-With f_s the output and z_s the noise of sample s, `perturbk/estimator.py` writes the estimator as
+With f_s the output and z_s the noise of sample s, `perturbk/fused.py` writes the estimator as
 
     out = (1/N) sum_s W_s f_s + (1 - mean W) f(x),      W_s = exp(l_s - stop_gradient(l_s))
 

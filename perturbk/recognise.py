@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from perturbk.kernels.ops import OPS
 from perturbk.ops import SPELLINGS, Op
 
 Ref = tuple  # ("input", i), ("output", equation, j), ("literal", ...) or ("const", ...)
@@ -364,7 +365,7 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
     op = _table(shape, dtype, cone.dtypes[0], heads, jax.config.jax_enable_x64).get(cone.program())
     if op is None:
         return unknown
-    largest = op.largest(shape[op.axis])
+    largest = OPS[op.name].largest(shape[op.axis])
     for d in cone.dtypes:
         if not _holds(d, largest):
             return Miss(f"{d} does not hold {largest}, which is among its values")
