@@ -38,9 +38,6 @@ def tile_ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.
             wins = wins & (other_at[:, None, :] != coordinate[None])
             return rank + jnp.sum(wins.astype(jnp.int32), 0)
 
-        return lax.fori_loop(
-            0, row.tile // piece, step, jnp.zeros((row.tile, lanes), jnp.int32)
-        )
+        return lax.fori_loop(0, row.tile // piece, step, jnp.zeros((row.tile, lanes), jnp.int32))
 
     return ranks
-

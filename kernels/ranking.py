@@ -79,8 +79,10 @@ def _by_sorting(key: jax.Array) -> jax.Array:
     _, order = lax.sort((key, index), num_keys=1)
     order = order.reshape(-1, d)
     row = lax.broadcasted_iota(jnp.int32, order.shape, 0)
-    rank = jnp.zeros(order.shape, jnp.int32).at[row, order].set(
-        index.reshape(-1, d), unique_indices=True, mode="promise_in_bounds"
+    rank = (
+        jnp.zeros(order.shape, jnp.int32)
+        .at[row, order]
+        .set(index.reshape(-1, d), unique_indices=True, mode="promise_in_bounds")
     )
     return rank.reshape(shape).swapaxes(-1, -2)
 
@@ -93,7 +95,10 @@ def codes(
     *,
     key: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Ranks of a block: unsigned [rows, shared, d, lanes]; arguments as in `argmax.codes`, key from `SORT_KEYS`."""
+    """Ranks of a block: unsigned [rows, shared, d, lanes]; arguments as in `argmax.codes`.
+
+    `key` is one of `SORT_KEYS`.
+    """
     rows, _, d = x.shape
     coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
     y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]

@@ -46,8 +46,8 @@ def element_bits(k0: jax.Array, k1: jax.Array, element: jax.Array) -> jax.Array:
 def leaf_keys(key_data: jax.Array, num_samples: int, leaf: int) -> jax.Array:
     """Key words of every sample of one leaf: uint32 [2, num_samples].
 
-    Equal to `split(split(key, num_samples)[s], num_leaves)[leaf]` for each sample s: a partitionable
-    split does not depend on how many keys are asked for.
+    Equal to `split(split(key, num_samples)[s], num_leaves)[leaf]` for each sample s: what a
+    partitionable split gives does not depend on how many keys are asked for.
     """
     sample = lax.iota(jnp.uint32, num_samples)
     zero = jnp.zeros_like(sample)

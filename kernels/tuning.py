@@ -34,6 +34,8 @@ class Tuning:
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
+    # Ranks are counted in a fused kernel up to here, in d comparisons; above it XLA sorts.
+    kernel_counting_most: int = 256
     # Coordinates compared with the whole row in one step of the ranking kernel.
     kernel_compare: int = 8
 

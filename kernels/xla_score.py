@@ -60,9 +60,7 @@ def score_dot(keys, v, *, noise: str, order: int, power: int) -> jax.Array:
         return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
 
     def of_rows(q):
-        return stack_over(
-            lane_blocks, lambda b: sum_over(elem_blocks, lambda e: part(q, b, e))
-        )
+        return stack_over(lane_blocks, lambda b: sum_over(elem_blocks, lambda e: part(q, b, e)))
 
     out = stack_over(row_blocks, of_rows)  # [row blocks, lane blocks, rows, shared, lanes]
     out = jnp.moveaxis(out, 1, 3).reshape(row_blocks * block_rows, shared, lane_blocks * lanes)
@@ -123,7 +121,7 @@ def _nonzero_first(keys, w):
     A sample whose output equals the baseline's has weight zero and adds nothing to a gradient;
     with a small sigma that is most of them.
     """
-    groups, _, num_samples = w.shape
+    num_samples = w.shape[2]
     some = w[:, 0] != 0
     place = jnp.where(some, jnp.cumsum(some, 1) - 1, num_samples)
     row = lax.broadcasted_iota(jnp.int32, some.shape, 0)

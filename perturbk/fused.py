@@ -55,5 +55,3 @@ def leaf_mean(
     if baseline is not None:
         total = total + (weights.size - jnp.sum(weights)) * baseline
     return total / weights.size
-
-

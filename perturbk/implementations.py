@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from perturbk.kernels import pallas_ops, pallas_score, xla, xla_score
+from perturbk.kernels.ops import OPS
+from perturbk.kernels.tuning import TUNING
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -54,11 +56,23 @@ _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
 IMPLEMENTATIONS = tuple(_KERNELS)
 
 
-def choose(platform: str) -> str:
-    """The implementation that `implementation=None` means on a platform."""
-    return "xla" if platform == "cpu" else "pallas"
+def choose(platform: str, op: str | None, d: int) -> tuple[str, str]:
+    """What `implementation=None` means: (name, reason), for an op or the score (None).
+
+    Args:
+        platform: one of `PLATFORMS`.
+        op: a key of `perturbk.kernels.ops.OPS`.
+        d: coordinates in a row.
+    """
+    if platform == "cpu":
+        return "xla", "Pallas has no compiled CPU backend"
+    if op is not None and OPS[op].streamed and d > TUNING.kernel_counting_most:
+        return "xla", f"above {TUNING.kernel_counting_most} coordinates a sort beats counting"
+    return "pallas", "fused: the noise never leaves the registers"
 
 
 def run(name: str, platform: str, *operands, implementation: str | None, **params) -> jax.Array:
     """Runs kernel `name` as lowered for `platform`."""
-    return _KERNELS[implementation or choose(platform)](platform)[name](*operands, **params)
+    if implementation is None:
+        implementation, _ = choose(platform, params.get("op"), operands[1].shape[-1])
+    return _KERNELS[implementation](platform)[name](*operands, **params)

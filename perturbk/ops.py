@@ -186,14 +186,18 @@ def _written(op: Callable[[int], Op], head: str, where: str, *writes) -> tuple[S
 
 SPELLINGS: tuple[Spelling, ...] = (
     *_written(
-        _argmax, "argmax", "any",
+        _argmax,
+        "argmax",
+        "any",
         lambda x, a, n, dt: nn.one_hot(jnp.argmax(x, a), n, dtype=dt, axis=a),
         lambda x, a, n, dt: nn.one_hot(lax.argmax(x, a, np.int32), n, dtype=dt, axis=a),
         lambda x, a, n, dt: lax.broadcasted_iota(int, x.shape, a) == _winner(x, a),
         lambda x, a, n, dt: _winner(x, a) == lax.broadcasted_iota(int, x.shape, a),
     ),
     *_written(
-        _argmax, "argmax", "last",
+        _argmax,
+        "argmax",
+        "last",
         lambda x, a, n, dt: jnp.eye(n, dtype=dt)[jnp.argmax(x, a)],
         lambda x, a, n, dt: jnp.arange(n) == _winner(x, a),
         lambda x, a, n, dt: _winner(x, a) == jnp.arange(n),
@@ -201,7 +205,9 @@ SPELLINGS: tuple[Spelling, ...] = (
         lambda x, a, n, dt: jnp.where(jnp.arange(n) == _winner(x, a), 1, 0),
     ),
     *_written(
-        _argmax, "argmax", "vector",
+        _argmax,
+        "argmax",
+        "vector",
         lambda x, a, n, dt: jnp.arange(n) == jnp.argmax(x),
         lambda x, a, n, dt: jnp.argmax(x) == jnp.arange(n),
         lambda x, a, n, dt: jnp.where(jnp.arange(n) == jnp.argmax(x), 1.0, 0.0),
@@ -209,27 +215,39 @@ SPELLINGS: tuple[Spelling, ...] = (
         lambda x, a, n, dt: jnp.zeros(n, dt).at[jnp.argmax(x)].set(dt.type(1).item()),
     ),
     *_written(
-        _ascending, "sort", "any",
+        _ascending,
+        "sort",
+        "any",
         lambda x, a, n, dt: jnp.argsort(jnp.argsort(x, a), a),
     ),
     *_written(
-        _ascending, "sort", "vector",
+        _ascending,
+        "sort",
+        "vector",
         lambda x, a, n, dt: _inverse(jnp.argsort(x), dt),
     ),
     *_written(
-        _descending, "sort", "any",
+        _descending,
+        "sort",
+        "any",
         lambda x, a, n, dt: jnp.argsort(jnp.argsort(-x, a), a),
     ),
     *_written(
-        _descending, "sort", "vector",
+        _descending,
+        "sort",
+        "vector",
         lambda x, a, n, dt: _inverse(jnp.argsort(-x), dt),
     ),
     *_written(
-        _nan_first, "sort", "any",
+        _nan_first,
+        "sort",
+        "any",
         lambda x, a, n, dt: jnp.argsort(jnp.argsort(x, a, descending=True), a),
     ),
     *_written(
-        _nan_first, "sort", "vector",
+        _nan_first,
+        "sort",
+        "vector",
         lambda x, a, n, dt: _inverse(jnp.argsort(x, descending=True), dt),
     ),
 )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from perturbk.distributions import Noise
 from perturbk.implementations import IMPLEMENTATIONS
 
 
@@ -79,9 +78,7 @@ def check_key(key) -> jax.Array:
         return key
     if dtype != np.uint32:
         what = repr(key) if dtype is None else f"{dtype}{list(np.shape(key))}"
-        raise TypeError(
-            f"key must be a JAX random key, such as jax.random.key(0), got {what}."
-        )
+        raise TypeError(f"key must be a JAX random key, such as jax.random.key(0), got {what}.")
     expected = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
     if np.shape(key) != expected:
         raise ValueError(

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax, nn
+
 from perturbk.ops import SPELLINGS, Op, argmax_one_hot, ranking
 from perturbk.recognise import Match, Miss, _table, canonical, recognise, trace
 
