@@ -1,0 +1,83 @@
+"""The one list of workloads: tests and benchmarks draw their shapes from here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+# As users write them; perturbk's own functions are not used.
+FUNS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "argmax": lambda x: jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1]),
+    "ranking": lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1),
+    "general": lambda x: (x > jnp.mean(x, -1, keepdims=True)).astype(x.dtype),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """One perturbed function at one size.
+
+    Attributes:
+        op: "argmax", "ranking", or "general", a function that no kernel knows.
+        batch, d: x is [batch, d], or [d] if batch is 1; fun works along d.
+        num_samples, sigma: as for `make_perturbed_fun`.
+        batching: "vmap" gives each row its key, "call" passes all rows under one key.
+    """
+
+    op: str
+    batch: int
+    d: int
+    num_samples: int
+    sigma: float = 0.5
+    batching: str = "vmap"
+
+    @property
+    def name(self) -> str:
+        how = "-call" if self.batching == "call" else ""
+        return f"{self.op}-{self.batch}x{self.d}x{self.num_samples}{how}"
+
+    @property
+    def fun(self) -> Callable[[jax.Array], jax.Array]:
+        return FUNS[self.op]
+
+    @property
+    def variates(self) -> int:
+        return self.batch * self.d * self.num_samples
+
+    def x(self) -> jax.Array:
+        shape = (self.d,) if self.batch == 1 else (self.batch, self.d)
+        return jax.random.normal(jax.random.key(1), shape)
+
+    def key(self) -> jax.Array:
+        """One key, or one for each row where rows are mapped over."""
+        key = jax.random.key(2)
+        return jax.random.split(key, self.batch) if self._mapped else key
+
+    def over_rows(self, f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """From the perturbed function f(key, x) to that of all rows, for `key()` and `x()`."""
+        return jax.vmap(f) if self._mapped else f
+
+    @property
+    def _mapped(self) -> bool:
+        return self.batch > 1 and self.batching == "vmap"
+
+
+_SIZES = (
+    (1, 5, 100),
+    (1, 1000, 1000),
+    (16, 100, 1000),
+    (64, 1000, 200),
+    (1, 100000, 200),
+    (256, 128, 1000),
+)
+
+WORKLOADS: tuple[Workload, ...] = (
+    *(Workload("argmax", *size) for size in _SIZES),
+    Workload("argmax", 16, 100, 1000, batching="call"),
+    *(Workload("ranking", 1, n, 1000, sigma=0.2) for n in (6, 64, 256)),
+    Workload("ranking", 1, 1024, 200, sigma=0.2),
+    *(Workload("general", *size) for size in _SIZES),
+)
