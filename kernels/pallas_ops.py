@@ -46,6 +46,11 @@ class Row:
     def num_tiles(self) -> int:
         return -(-self.d // self.tile)
 
+    @property
+    def width(self) -> int:
+        """Coordinates with the padding at the end."""
+        return self.num_tiles * self.tile
+
     def coordinates(self, t, tile: int | None = None) -> jax.Array:
         """int32 [tile, 1] coordinates of tile t."""
         tile = tile or self.tile
@@ -66,32 +71,30 @@ class OpKernel:
     """What a fused kernel needs beyond `OpMath`.
 
     Attributes:
-        code: Row -> code of each sample: [1, lanes], or [tile, lanes] if whole rows.
-        outputs: (code, int32 coordinates [tile, 1]) -> float32 outputs [tile, lanes].
-        whole_rows: whether the row must be one tile.
+        summary: row -> what all of its outputs need, int32 [1, lanes]; None if nothing. It is the
+            code if a code is one number.
+        outputs: (row, summary, t) -> outputs of tile t, int32 [tile, lanes].
+        tile: most coordinates of a tile.
     """
 
-    code: Callable[[Row], jax.Array]
-    outputs: Callable[[jax.Array, jax.Array], jax.Array]
-    whole_rows: bool
+    summary: Callable[[Row], jax.Array | None]
+    outputs: Callable[[Row, jax.Array | None, jax.Array], jax.Array]
+    tile: int
 
 
-def _one_hot(code: jax.Array, coordinate: jax.Array) -> jax.Array:
-    return (code == coordinate).astype(jnp.float32)
+def _one_hot(row: Row, winner: jax.Array, t) -> jax.Array:
+    return (winner == row.coordinates(t)).astype(jnp.int32)
 
 
-def _rank_values(code: jax.Array, coordinate: jax.Array) -> jax.Array:
-    del coordinate
-    return code.astype(jnp.float32)
+def _ranking(sort_key: Callable[[jax.Array], jax.Array]) -> OpKernel:
+    ranks = tile_ranks(sort_key)
+    return OpKernel(lambda row: None, lambda row, _, t: ranks(row, t), TUNING.kernel_ranking_tile)
 
 
 # A new op with a fused kernel is one line here.
 OP_KERNELS: dict[str, OpKernel] = {
-    "argmax": OpKernel(winners, _one_hot, whole_rows=False),
-    **{
-        name: OpKernel(tile_ranks(key), _rank_values, whole_rows=True)
-        for name, key in SORT_KEYS.items()
-    },
+    "argmax": OpKernel(winners, _one_hot, TUNING.kernel_tile),
+    **{name: _ranking(key) for name, key in SORT_KEYS.items()},
 }
 
 
@@ -103,8 +106,7 @@ class _Launch:
         self.groups, self.shared, self.rows, self.d = x.shape
         self.planes = self.groups * self.shared * self.rows
         self.num_samples = keys.shape[-1]
-        most = self.d if self.kernel.whole_rows else TUNING.kernel_tile
-        self.tile = power_of_two(min(self.d, most))
+        self.tile = power_of_two(min(self.d, self.kernel.tile))
         self.width = -(-self.d // self.tile) * self.tile
         self.lanes = TUNING.kernel_lanes
         tiles = -(-self.num_samples // self.lanes)
@@ -182,13 +184,26 @@ class _Launch:
 def samples(keys, x, sigma, *, op, noise, inner, platform) -> jax.Array:
     """Codes of every sample: [groups, shared, rows, (d,) N]."""
     plan = _Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
-    height = plan.width if plan.kernel.whole_rows else 1
+    code_shape = OPS[op].code_shape(plan.d)
+    height = plan.width if code_shape else 1
 
     def body(keys_ref, x_ref, sigma_ref, out_ref):
         row_at = plan.rows_of(keys_ref, x_ref, sigma_ref)
 
         def tile(lane):
-            out_ref[:, lane] = plan.kernel.code(row_at(lane))
+            row = row_at(lane)
+            summary = plan.kernel.summary(row)
+            if not code_shape:
+                out_ref[:, lane] = summary
+                return
+
+            def store(t, carry):
+                out_ref[pl.ds(t * plan.tile, plan.tile), lane] = plan.kernel.outputs(
+                    row, summary, t
+                )
+                return carry
+
+            lax.fori_loop(0, row.num_tiles, store, 0)
 
         plan.over_lanes(tile)
 
@@ -200,10 +215,8 @@ def samples(keys, x, sigma, *, op, noise, inner, platform) -> jax.Array:
         pl.BlockSpec((None, height, plan.run_lanes), lambda p, b: (p, 0, b)),
         jax.ShapeDtypeStruct((plan.planes, height, plan.padded), jnp.int32),
     )
-    math_ = OPS[op]
-    shape = math_.code_shape(plan.d)
-    out = out[:, : math.prod(shape), : plan.num_samples].astype(math_.code_dtype(plan.d))
-    return out.reshape(plan.groups, plan.shared, plan.rows, *shape, plan.num_samples)
+    out = out[:, : math.prod(code_shape), : plan.num_samples].astype(OPS[op].code_dtype(plan.d))
+    return out.reshape(plan.groups, plan.shared, plan.rows, *code_shape, plan.num_samples)
 
 
 def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform) -> jax.Array:
@@ -216,10 +229,10 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform) -> jax.Array:
 
         def tile(lane):
             row = row_at(lane)
-            code, w = plan.kernel.code(row), weights_ref[0:1, lane]
+            summary, w = plan.kernel.summary(row), weights_ref[0:1, lane]
 
             def add(t, carry):
-                f = plan.kernel.outputs(code, row.coordinates(t))
+                f = plan.kernel.outputs(row, summary, t).astype(jnp.float32)
                 at = pl.ds(t * plan.tile, plan.tile)
                 out_ref[at, :] = out_ref[at, :] + jnp.sum(w * f, 1, keepdims=True)
                 return carry
@@ -249,11 +262,11 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform) -> jax.Arra
 
         def tile(lane):
             row = row_at(lane)
-            code = plan.kernel.code(row)
+            summary = plan.kernel.summary(row)
 
             def add(t, total):
                 g = g_ref[pl.ds(t * plan.tile, plan.tile), :]
-                return total + g * plan.kernel.outputs(code, row.coordinates(t))
+                return total + g * plan.kernel.outputs(row, summary, t).astype(jnp.float32)
 
             zero = jnp.zeros((plan.tile, plan.lanes), jnp.float32)
             total = lax.fori_loop(0, row.num_tiles, add, zero)

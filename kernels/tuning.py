@@ -31,12 +31,15 @@ class Tuning:
     # block of four warps; 8 coordinates are a TPU's sublanes, and keep a GPU in registers.
     kernel_tile: int = 8
     kernel_lanes: int = 128
+    # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
+    # and the tile with its ranks stays in registers.
+    kernel_ranking_tile: int = 32
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
     # Ranks are counted in a fused kernel up to here, in d comparisons; above it XLA sorts.
     kernel_counting_most: int = 256
-    # Coordinates compared with the whole row in one step of the ranking kernel.
+    # Coordinates compared with a tile in one step of the ranking kernel: a TPU's sublanes.
     kernel_compare: int = 8
 
 
