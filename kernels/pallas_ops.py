@@ -225,7 +225,12 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform) -> jax.Array:
 
     def body(keys_ref, x_ref, sigma_ref, weights_ref, out_ref):
         row_at = plan.rows_of(keys_ref, x_ref, sigma_ref)
-        out_ref[...] = jnp.zeros((plan.width, 1), jnp.float32)
+
+        def clear(t, carry):
+            out_ref[pl.ds(t * plan.tile, plan.tile), :] = jnp.zeros((plan.tile, 1), jnp.float32)
+            return carry
+
+        lax.fori_loop(0, plan.width // plan.tile, clear, 0)
 
         def tile(lane):
             row = row_at(lane)
