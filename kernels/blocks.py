@@ -22,6 +22,17 @@ def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
     return count, size
 
 
+def even_blocks(n: int, most: int) -> tuple[int, int]:
+    """(number of full blocks, size) with size at most `most`; a rest of n may be left over.
+
+    The largest divisor of n is taken if it is at least half of what is allowed.
+    """
+    most = max(1, min(n, most))
+    count = next((c for c in range(-(-n // most), 2 * -(-n // most) + 1) if n % c == 0), None)
+    size = n // count if count else most
+    return n // size, size
+
+
 def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
     """Zero-pads the end of one axis up to `size`."""
     width = [(0, 0)] * a.ndim
