@@ -42,7 +42,10 @@ def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
 
 def stack_over(count: int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:
     """[body(0), ..., body(count - 1)], one at a time; no loop for a single block."""
-    return body(0)[None] if count == 1 else lax.map(body, jnp.arange(count, dtype=jnp.int32))
+    if count == 1:
+        return body(0)[None]
+    # The index is carried: one that is looked up in an array would cost vector lanes.
+    return lax.scan(lambda i, _: (i + 1, body(i)), jnp.int32(0), None, length=count)[1]
 
 
 def sum_over(count: jax.Array | int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:

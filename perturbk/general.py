@@ -52,15 +52,15 @@ def counted(
         Leaves in float32 or wider.
     """
 
-    def block(words: Leaves, weights: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def block(words, weights: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         ys = []
-        for w, x, sigma, dtype in zip(words, xs, sigmas, dtypes, strict=True):
-            z = _noise(w[:, 0], w[:, 1], x.shape, noise)
+        for (k0, k1), x, sigma, dtype in zip(words, xs, sigmas, dtypes, strict=True):
+            z = _noise(k0, k1, x.shape, noise)
             ys.append(lax.stop_gradient((x + sigma * z).astype(dtype)))
         return ys, weights
 
     size = max(1, sum(x.size for x in xs))
-    operands = [k.T for k in keys], weights
+    operands = [(k[0], k[1]) for k in keys], weights
     return _mean(fun, block, operands, weights.size, TUNING.general_block // size, baseline)
 
 
