@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 
 from perturbk.kernels.noise import NOISES
 from perturbk.kernels.ops import OPS
-from perturbk.kernels.pallas import launch, power_of_two
+from perturbk.kernels.pallas import launch, opaque, power_of_two
 from perturbk.kernels.pallas_argmax import winners
 from perturbk.kernels.pallas_ranking import tile_ranks
 from perturbk.kernels.ranking import SORT_KEYS
@@ -41,6 +41,7 @@ class Row:
     inner: int
     tile: int
     noise: str
+    platform: str
 
     @property
     def num_tiles(self) -> int:
@@ -62,7 +63,8 @@ class Row:
         at = pl.ds(t * tile, tile)
         element = (self.coordinates(t, tile) * np.int32(self.inner) + self.base).astype(jnp.uint32)
         element = jnp.broadcast_to(element, (tile, self.words[0].shape[1]))
-        z = NOISES[self.noise].variate(element_bits(*self.words, element))
+        bits = element_bits(*self.words, opaque(element, self.platform))
+        z = NOISES[self.noise].variate(bits)
         return self.x_ref[at, :] + self.sigma_ref[at, :] * z
 
 
@@ -155,7 +157,17 @@ class _Launch:
 
         def row(lane) -> Row:
             words = keys_ref[0:1, lane], keys_ref[1:2, lane]
-            return Row(x_ref, sigma_ref, words, base, self.d, self.inner, self.tile, self.noise)
+            return Row(
+                x_ref,
+                sigma_ref,
+                words,
+                base,
+                self.d,
+                self.inner,
+                self.tile,
+                self.noise,
+                self.platform,
+            )
 
         return row
 
