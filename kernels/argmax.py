@@ -84,7 +84,8 @@ def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     """sum_s W_s one_hot(winner_s): [..., rows, N] codes and [..., N] weights -> [..., rows, d]."""
     w = jnp.broadcast_to(weights[..., None, :], codes.shape)
     if d <= TUNING.compare_most:
-        index = lax.iota(jnp.int32, d)[:, None]
+        axis = codes.ndim - 1
+        index = lax.broadcasted_iota(jnp.int32, (*(1,) * axis, d, 1), axis)
         return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
     flat, w = codes.reshape(-1, codes.shape[-1]), w.reshape(-1, codes.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
