@@ -41,6 +41,16 @@ class Tuning:
     kernel_counting_most: int = 256
     # Coordinates compared with a tile in one step of the ranking kernel: a TPU's sublanes.
     kernel_compare: int = 8
+    # TPU. Coordinates drawn together: their rounds are independent, which fills the four vector
+    # slots of a bundle; more would not fit the 64 registers.
+    tpu_step: int = 8
+    # Coordinates of a row that one program takes: enough to make the start of a program cheap.
+    tpu_piece: int = 4096
+    # From this many blocks of 128 samples on, a row's samples are padded to whole vectors rather
+    # than its coordinates repeated for each block.
+    tpu_aligned_from: int = 32
+    # A short row is cut into segments, to fill the sublanes, if they keep as many coordinates.
+    tpu_segment_least: int = 256
 
 
 TUNING = Tuning()
