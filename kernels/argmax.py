@@ -5,6 +5,7 @@ Ties go to the first index and the first NaN wins, as in `jnp.argmax`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -82,10 +83,22 @@ def _grouped(
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     """sum_s W_s one_hot(winner_s): [..., rows, N] codes and [..., N] weights -> [..., rows, d]."""
-    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
     if d <= TUNING.compare_most:
-        index = lax.iota(jnp.int32, d)[:, None]
-        return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
+        return weighted_by_comparison(codes, weights, d)
+    scatter = functools.partial(_weighted_by_scatter, d=d)
+    compare = functools.partial(weighted_by_comparison, d=d)
+    # A TPU scatters one element at a time.
+    return lax.platform_dependent(codes, weights, tpu=compare, default=scatter)
+
+
+def weighted_by_comparison(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
+    index = lax.iota(jnp.int32, d)[:, None]
+    return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
+
+
+def _weighted_by_scatter(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
     flat, w = codes.reshape(-1, codes.shape[-1]), w.reshape(-1, codes.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
     out = jnp.zeros((flat.shape[0], d), w.dtype)
@@ -95,6 +108,17 @@ def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
 
 def dot(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
     """<one_hot(winner_s), g>, summed over rows: [..., rows, N] and [..., rows, d] -> [..., N]."""
+    # A TPU gathers one element at a time.
+    return lax.platform_dependent(codes, cotangent, tpu=dot_by_comparison, default=_dot_by_gather)
+
+
+def dot_by_comparison(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
+    index = lax.iota(jnp.int32, cotangent.shape[-1])[:, None]
+    picked = jnp.where(codes[..., None, :] == index, cotangent[..., None], 0.0)
+    return jnp.sum(picked, (-3, -2))
+
+
+def _dot_by_gather(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
     flat = codes.reshape(-1, codes.shape[-1])
     g = cotangent.reshape(flat.shape[0], cotangent.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)

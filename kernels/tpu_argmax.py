@@ -9,7 +9,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.argmax import first_max
-from perturbk.kernels.tpu_rows import Rows, over_steps
+from perturbk.kernels.tpu_rows import Rows
 from perturbk.kernels.tpu_units import VECTOR
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -46,26 +46,22 @@ def winners(keys, x, sigma, *, noise: str, inner: int, platform: str) -> jax.Arr
             best_ref[...] = jnp.full(VECTOR, -np.inf, jnp.float32)
             arg_ref[...] = jnp.zeros(VECTOR, jnp.int32)
 
-        def first_of(q):
-            return start + q * np.int32(units.step)
-
-        def race(q, drawn, carry):
+        def race(q, carry):
             best, arg = carry
-            for u, y in enumerate(perturbed(q, drawn)):
+            first = start + q * np.int32(units.step)
+            for u, y in enumerate(perturbed(q, bits(first))):
                 better = y > best  # strict: the first index wins ties
                 best = jnp.where(better, y, best)
-                arg = jnp.where(better, first_of(q) + np.int32(u), arg)
+                arg = jnp.where(better, first + np.int32(u), arg)
             return best, arg
 
-        best_ref[...], arg_ref[...] = over_steps(
-            units.steps, lambda q: bits(first_of(q)), race, (best_ref[...], arg_ref[...])
-        )
+        best_ref[...], arg_ref[...] = units.over_steps(race, (best_ref[...], arg_ref[...]))
 
     best, arg = units.launch(
         body,
         rows.operands,
         rows.in_specs,
-        [units.tile_spec, units.tile_spec],
+        [units.tile_spec(), units.tile_spec()],
         [units.tile_shape(jnp.float32), units.tile_shape(jnp.int32)],
         name=f"argmax_samples_{noise}",
         platform=platform,

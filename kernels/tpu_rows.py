@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.noise import NOISES
@@ -55,26 +54,3 @@ class Rows:
             return [a + s * variate(b) for a, s, b in zip(x, sigma, bits, strict=True)]
 
         return at
-
-
-def over_steps(
-    steps: int,
-    draw: Callable[[jax.Array], list[jax.Array]],
-    use: Callable[..., object],
-    carry: object,
-):
-    """carry = use(q, draw(q), carry) for each step q, with every draw one turn ahead of its use.
-
-    Drawing bits takes the vector slots; the logarithms of what was drawn have latency, but a slot
-    of their own. One turn apart they overlap.
-    """
-
-    def turn(q, state):
-        carry, bits = state
-        following = draw(q)
-        return use(q - np.int32(1), bits, carry), following
-
-    first = draw(np.int32(0))
-    if steps > 1:
-        carry, first = jax.lax.fori_loop(np.int32(1), np.int32(steps), turn, (carry, first))
-    return use(np.int32(steps - 1), first, carry)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.noise import NOISES
-from perturbk.kernels.tpu_rows import over_steps
-from perturbk.kernels.tpu_units import LANES, VECTOR, Units
+from perturbk.kernels.tpu_sums import launch_sums
+from perturbk.kernels.tpu_units import VECTOR, Units
 
 
 def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> jax.Array:
@@ -30,14 +29,13 @@ def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> 
         def _():
             out_ref[...] = jnp.zeros(VECTOR, jnp.float32)
 
-        def add(q, drawn, total):
+        def add(q, total):
+            drawn = bits(start + q * np.int32(units.step))
             for a, b in zip(units.columns(v_ref, q), drawn, strict=True):
                 total = total + a * NOISES[noise].moment(b, order, power)
             return total
 
-        out_ref[...] = over_steps(
-            units.steps, lambda q: bits(start + q * np.int32(units.step)), add, out_ref[...]
-        )
+        out_ref[...] = units.over_steps(add, out_ref[...])
 
     out = units.launch(
         body,
@@ -47,7 +45,7 @@ def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> 
             units.by_coordinate(v.reshape(groups * shared, size), 0),
         ],
         [units.sample_spec(2, groups), units.unit_spec, units.coordinate_spec],
-        units.tile_spec,
+        units.tile_spec(),
         units.tile_shape(jnp.float32),
         name=f"score_dot_{noise}_{order}_{power}",
         platform=platform,
@@ -60,29 +58,20 @@ def score_sum(keys, w, *, size: int, noise: str, order: int, power: int, platfor
     groups, shared, num_samples = w.shape
     units = Units(groups * shared, size, num_samples)
 
-    def body(keys_ref, base_ref, w_ref, out_ref):
+    def body(keys_ref, base_ref, w_ref, sums):
         bits = units.bits(keys_ref, base_ref)
-        lane = lax.broadcasted_iota(jnp.int32, VECTOR, 1)
         start = pl.program_id(1) * np.int32(units.piece)
 
-        @pl.when(pl.program_id(2) == 0)
-        def _():
-            out_ref[...] = jnp.zeros(out_ref.shape, jnp.float32)
-
-        def add(q, drawn, carry):
+        def add(q, carry):
             first = q * np.int32(units.step)
-            at = pl.ds(pl.multiple_of(first // LANES * LANES, LANES), LANES)
-            total = out_ref[:, at]
-            for u, b in enumerate(drawn):
-                term = w_ref[0] * NOISES[noise].moment(b, order, power)
-                here = lane == first % LANES + np.int32(u)
-                total = total + jnp.where(here, jnp.sum(term, 1, keepdims=True), np.float32(0))
-            out_ref[:, at] = total
+            for u, b in enumerate(bits(start + first)):
+                sums.add(first + np.int32(u), w_ref[0] * NOISES[noise].moment(b, order, power))
             return carry
 
-        over_steps(units.steps, lambda q: bits(start + q * np.int32(units.step)), add, 0)
+        units.over_steps(add, 0)
 
-    out = units.launch_sums(
+    out = launch_sums(
+        units,
         body,
         [
             units.by_sample(keys),

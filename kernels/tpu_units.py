@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.pallas import launch, roll
-from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.threefry import keyed_rounds
 from perturbk.kernels.tuning import TUNING
 
 LANES = 128
@@ -47,6 +47,7 @@ class Units:
     Attributes:
         inner: distance between neighbouring coordinates of a row in its leaf.
         whole: keep rows in one piece, for ops that need all of it at once.
+        most: largest `step`.
     """
 
     planes: int
@@ -54,6 +55,7 @@ class Units:
     num_samples: int
     inner: int = 1
     whole: bool = False
+    most: int = TUNING.tpu_step
 
     @property
     def blocks(self) -> int:
@@ -102,13 +104,23 @@ class Units:
 
     @property
     def step(self) -> int:
-        """Coordinates drawn together, enough of them to hide the latency of each."""
-        return min(TUNING.tpu_step, self.segment)
+        """Coordinates drawn together: independent, so that they hide each other's latency.
+
+        Of the sizes that do so well enough, the one that leaves the last step fullest.
+        """
+        n = min(self.segment, self.piece)
+        most = min(self.most, n)
+        return min(range(most, most // 2, -1), key=lambda u: -n % u)
 
     @property
     def steps(self) -> int:
         """Steps in a piece."""
         return -(-min(self.segment, self.piece) // self.step)
+
+    @property
+    def drawn(self) -> int:
+        """Coordinates of a piece that are drawn, those behind its end included."""
+        return self.steps * self.step
 
     # --- operands in, results out ---------------------------------------------------------------
 
@@ -188,10 +200,11 @@ class Units:
     def coordinate_spec(self) -> pl.BlockSpec:
         return pl.BlockSpec((None, self.height, self.piece), lambda i, b, c: (i, 0, c))
 
-    @property
-    def tile_spec(self) -> pl.BlockSpec:
-        """One vector for each tile of samples."""
-        return pl.BlockSpec((None, *VECTOR), lambda i, b, c: (i * self.per_row + b, 0, 0))
+    def tile_spec(self, *stack: int) -> pl.BlockSpec:
+        """One vector, or a stack of them, for each vector of samples."""
+        rest = (0,) * (len(stack) + 2)
+        index = lambda i, b, c: (i * self.per_row + b, *rest)  # noqa: E731
+        return pl.BlockSpec((None, *stack, *VECTOR), index)
 
     def tile_shape(self, dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.row_tiles * self.per_row, *VECTOR), dtype)
@@ -199,26 +212,44 @@ class Units:
     # --- inside a kernel ------------------------------------------------------------------------
 
     def bits(self, keys_ref, base_ref) -> Callable[[jax.Array], list[jax.Array]]:
-        """first coordinate -> random bits of a step's coordinates, a vector of units for each."""
-        words = keys_ref[0], keys_ref[1]
-        base = jnp.broadcast_to(base_ref[...], VECTOR)
+        """first coordinate -> random bits of a step's coordinates, a vector of units for each.
+
+        The bits are those of `element_bits`. What does not change from step to step, the key word
+        and the element index of the unit, is added to the counter beforehand.
+        """
+        k0, k1 = keys_ref[0], keys_ref[1]
+        origin = k1 + jnp.broadcast_to(base_ref[...], VECTOR).astype(jnp.uint32)
 
         def draw(first: jax.Array) -> list[jax.Array]:
-            at = [(first + np.int32(u)) * np.int32(self.inner) for u in range(self.step)]
-            return [element_bits(*words, (base + a).astype(jnp.uint32)) for a in at]
+            start = origin + (first * np.int32(self.inner)).astype(jnp.uint32)
+            counters = [start + wrapped(u * self.inner).astype(np.uint32) for u in range(self.step)]
+            words = [keyed_rounds(k0, k1, k0, counter) for counter in counters]
+            return [a ^ b for a, b in words]
 
         return draw
 
     def columns(self, ref, q: jax.Array) -> list[jax.Array]:
         """The coordinates of step q of a block, each spread over the lanes."""
-        if ref.shape[1] == LANES:
-            tile, shift = ref[...], q * np.int32(self.step)
-        else:
-            per = LANES // self.step
-            tile = ref[:, pl.ds(pl.multiple_of(lax.div(q, np.int32(per)) * LANES, LANES), LANES)]
-            shift = lax.rem(q, np.int32(per)) * np.int32(self.step)
-        tile = roll(jnp.broadcast_to(tile, VECTOR), np.int32(LANES) - shift, 1)
+        tiles = ref.shape[1] // LANES
+        first = q * np.int32(self.step)
+        shift = lax.rem(first, np.int32(LANES))
+        if tiles == 1:
+            tile = jnp.broadcast_to(ref[...], VECTOR)
+        else:  # a step may reach into the next tile of lanes
+            at = lax.div(first, np.int32(LANES))
+            this, following = (
+                ref[:, pl.ds(pl.multiple_of(i * np.int32(LANES), LANES), LANES)]
+                for i in (at, jnp.minimum(at + np.int32(1), np.int32(tiles - 1)))
+            )
+            lane = lax.broadcasted_iota(jnp.int32, VECTOR, 1)
+            this, following = (jnp.broadcast_to(a, VECTOR) for a in (this, following))
+            tile = jnp.where(lane < shift, following, this)
+        tile = roll(tile, lax.rem(np.int32(LANES) - shift, np.int32(LANES)), 1)
         return [jnp.broadcast_to(tile[:, u : u + 1], VECTOR) for u in range(self.step)]
+
+    def over_steps(self, turn: Callable, carry):
+        """carry = turn(q, carry) for each step q of a piece."""
+        return lax.fori_loop(np.int32(0), np.int32(self.steps), turn, carry)
 
     def launch(self, body, operands, in_specs, out_specs, out_shapes, **kwargs):
         """Runs `body` over the grid (row tile, vector of samples, piece)."""
@@ -229,27 +260,6 @@ class Units:
             out_specs,
             out_shapes,
             grid=(self.row_tiles, self.per_row, self.pieces),
-            semantics=("parallel", "parallel", "arbitrary"),
-            **kwargs,
-        )
-
-    def launch_sums(self, body, operands, in_specs, **kwargs) -> jax.Array:
-        """Runs `body` over the grid (row tile, piece, vector of samples), for sums over samples.
-
-        Returns [row tiles, sublanes, pieces * piece]; a block stays while the samples go by.
-        """
-
-        def turned(spec: pl.BlockSpec) -> pl.BlockSpec:
-            index_map = spec.index_map
-            return pl.BlockSpec(spec.block_shape, lambda i, c, b: index_map(i, b, c))
-
-        return launch(
-            body,
-            operands,
-            [turned(spec) for spec in in_specs],
-            pl.BlockSpec((None, SUBLANES, self.piece), lambda i, c, b: (i, 0, c)),
-            jax.ShapeDtypeStruct((self.row_tiles, SUBLANES, self.pieces * self.piece), jnp.float32),
-            grid=(self.row_tiles, self.pieces, self.per_row),
             semantics=("parallel", "parallel", "arbitrary"),
             **kwargs,
         )

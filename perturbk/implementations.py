@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import pallas_ops, pallas_score, xla, xla_score
+from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, xla, xla_score
 from perturbk.kernels.ops import OPS
 from perturbk.kernels.tuning import TUNING
 
@@ -48,10 +48,16 @@ def _table(ops, score, **static) -> dict[str, Callable]:
     }
 
 
+def _pallas(platform: str) -> dict[str, Callable]:
+    """The fused kernels: a TPU has its own, and a CPU interprets those of the GPU."""
+    ops, score = (tpu_ops, tpu_score) if platform == "tpu" else (pallas_ops, pallas_score)
+    return _table(ops, score, platform=platform)
+
+
 # A new implementation is a line here: platform -> its kernels.
 _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
     "xla": lambda platform: _table(xla, xla_score),
-    "pallas": lambda platform: _table(pallas_ops, pallas_score, platform=platform),
+    "pallas": _pallas,
 }
 IMPLEMENTATIONS = tuple(_KERNELS)
 
