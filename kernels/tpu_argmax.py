@@ -34,7 +34,9 @@ def winners(keys, x, sigma, *, noise: str, inner: int, platform: str) -> jax.Arr
 
     Operands as in `xla.py`.
     """
-    rows = Rows(keys, *prepared(x, sigma), noise=noise, inner=inner, fill=-np.inf)
+    rows = Rows(
+        keys, *prepared(x, sigma), noise=noise, inner=inner, platform=platform, fill=-np.inf
+    )
     units = rows.units
 
     def body(keys_ref, base_ref, x_ref, sigma_ref, best_ref, arg_ref):
@@ -64,7 +66,6 @@ def winners(keys, x, sigma, *, noise: str, inner: int, platform: str) -> jax.Arr
         [units.tile_spec(), units.tile_spec()],
         [units.tile_shape(jnp.float32), units.tile_shape(jnp.int32)],
         name=f"argmax_samples_{noise}",
-        platform=platform,
     )
     arg = units.from_samples(arg)
     if units.segments > 1:

@@ -19,8 +19,10 @@ _LAST = np.int32(0x7FFFFFFF)  # the key of the padding
 class _Ranking:
     """One call: its rows, and the part that all kernels of rankings share."""
 
-    def __init__(self, keys, x, sigma, *, op: str, noise: str, inner: int):
-        self.rows = Rows(keys, x, sigma, noise=noise, inner=inner, fill=0, whole=True)
+    def __init__(self, keys, x, sigma, *, op: str, noise: str, inner: int, platform: str):
+        self.rows = Rows(
+            keys, x, sigma, noise=noise, inner=inner, platform=platform, fill=0, whole=True
+        )
         self.units, self.d = self.rows.units, x.shape[3]
         self.sort_key = SORT_KEYS[op]
         self.height = tpu_counting.height(self.d)
@@ -51,7 +53,7 @@ class _Ranking:
 
 def samples(keys, x, sigma, *, op: str, noise: str, inner: int, platform: str) -> jax.Array:
     """Ranks of every sample: [groups, shared, rows, d, N]."""
-    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner)
+    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
     units = call.units
 
     def body(*refs):
@@ -67,7 +69,6 @@ def samples(keys, x, sigma, *, op: str, noise: str, inner: int, platform: str) -
         jax.ShapeDtypeStruct((units.row_tiles * units.per_row, *shape), jnp.int32),
         scratch=[call.keys],
         name=f"{op}_samples_{noise}",
-        platform=platform,
     )
     ranks = ranks[:, : call.d].astype(code_dtype(call.d)).swapaxes(0, 1)
     ranks = jax.vmap(units.from_samples)(ranks)  # [d, planes, 1, N]
@@ -76,7 +77,7 @@ def samples(keys, x, sigma, *, op: str, noise: str, inner: int, platform: str) -
 
 def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int, platform: str):
     """sum_s W_s rank_s: weights [groups, shared, N] -> [groups, shared, rows, d]."""
-    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner)
+    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
     units, entries = call.units, x.shape[0] * x.shape[1]
 
     def body(*refs):
@@ -98,14 +99,13 @@ def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int, platform
         [*call.rows.in_specs, units.sample_spec(1, entries)],
         scratch=[call.keys, call.ranks],
         name=f"{op}_sum_{noise}",
-        platform=platform,
     )
     return units.from_coordinates(out).reshape(x.shape)
 
 
 def op_dot(keys, x, sigma, cotangent, *, op: str, noise: str, inner: int, platform: str):
     """<rank_s, g> per sample: g [groups, shared, rows, d] -> [groups, shared, N]."""
-    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner)
+    call = _Ranking(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform)
     units = call.units
 
     def body(*refs):
@@ -127,7 +127,6 @@ def op_dot(keys, x, sigma, cotangent, *, op: str, noise: str, inner: int, platfo
         units.tile_shape(jnp.float32),
         scratch=[call.keys, call.ranks],
         name=f"{op}_dot_{noise}",
-        platform=platform,
     )
     out = units.from_samples(out).reshape(*x.shape[:3], -1)
     return jnp.sum(out, 2)

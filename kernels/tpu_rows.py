@@ -15,11 +15,13 @@ from perturbk.kernels.tpu_units import VECTOR, Units
 class Rows:
     """Operands of `xla.py` for the kernels of the ops; a plane is (group, shared vector, row)."""
 
-    def __init__(self, keys, x, sigma, *, noise: str, inner: int, fill: float, whole: bool = False):
+    def __init__(
+        self, keys, x, sigma, *, noise: str, inner: int, platform: str, fill: float, whole=False
+    ):
         self.groups, self.shared, self.rows, self.d = x.shape
         self.noise = noise
         planes = self.groups * self.shared * self.rows
-        self.units = units = Units(planes, self.d, keys.shape[-1], inner, whole)
+        self.units = units = Units(planes, self.d, keys.shape[-1], inner, whole, platform)
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         # One sigma for a whole row is a vector; otherwise it is spread like x.
         self.uniform = sigma.shape[3] == 1

@@ -19,7 +19,7 @@ from perturbk.kernels.tpu_units import VECTOR, Units
 def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> jax.Array:
     """S t: keys uint32 [groups, 2, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
-    units = Units(groups * shared, size, keys.shape[-1])
+    units = Units(groups * shared, size, keys.shape[-1], platform=platform)
 
     def body(keys_ref, base_ref, v_ref, out_ref):
         bits = units.bits(keys_ref, base_ref)
@@ -48,7 +48,6 @@ def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> 
         units.tile_spec(),
         units.tile_shape(jnp.float32),
         name=f"score_dot_{noise}_{order}_{power}",
-        platform=platform,
     )
     return jnp.sum(units.from_samples(out), 1).reshape(groups, shared, -1)
 
@@ -56,7 +55,7 @@ def score_dot(keys, v, *, noise: str, order: int, power: int, platform: str) -> 
 def score_sum(keys, w, *, size: int, noise: str, order: int, power: int, platform: str):
     """S^T w: keys uint32 [groups, 2, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    units = Units(groups * shared, size, num_samples)
+    units = Units(groups * shared, size, num_samples, platform=platform)
 
     def body(keys_ref, base_ref, w_ref, sums):
         bits = units.bits(keys_ref, base_ref)
@@ -80,6 +79,5 @@ def score_sum(keys, w, *, size: int, noise: str, order: int, power: int, platfor
         ],
         [units.sample_spec(2, groups), units.unit_spec, units.sample_spec(1, groups * shared)],
         name=f"score_sum_{noise}_{order}_{power}",
-        platform=platform,
     )
     return units.from_coordinates(out).reshape(groups, shared, size)

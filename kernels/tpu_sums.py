@@ -91,5 +91,6 @@ def launch_sums(units: Units, body, operands, in_specs, *, scratch=(), **kwargs)
         grid=(units.row_tiles, units.pieces, units.per_row),
         scratch=[vmem((-(-units.drawn // _TOGETHER) * _TOGETHER, *VECTOR), jnp.float32), *scratch],
         semantics=("parallel", "parallel", "arbitrary"),
+        platform=units.platform,
         **kwargs,
     )

@@ -47,7 +47,7 @@ class Units:
     Attributes:
         inner: distance between neighbouring coordinates of a row in its leaf.
         whole: keep rows in one piece, for ops that need all of it at once.
-        most: largest `step`.
+        platform: "tpu", or "cpu" to interpret.
     """
 
     planes: int
@@ -55,7 +55,7 @@ class Units:
     num_samples: int
     inner: int = 1
     whole: bool = False
-    most: int = TUNING.tpu_step
+    platform: str = "tpu"
 
     @property
     def blocks(self) -> int:
@@ -109,7 +109,7 @@ class Units:
         Of the sizes that do so well enough, the one that leaves the last step fullest.
         """
         n = min(self.segment, self.piece)
-        most = min(self.most, n)
+        most = min(TUNING.tpu_step if self.platform == "tpu" else TUNING.tpu_step_interpreted, n)
         return min(range(most, most // 2, -1), key=lambda u: -n % u)
 
     @property
@@ -261,5 +261,6 @@ class Units:
             out_shapes,
             grid=(self.row_tiles, self.per_row, self.pieces),
             semantics=("parallel", "parallel", "arbitrary"),
+            platform=self.platform,
             **kwargs,
         )

@@ -45,6 +45,8 @@ class Tuning:
     # slots of a bundle but at the start and the end of a step: 8 cost a tenth more cycles, 40 save
     # 2% and compile for longer.
     tpu_step: int = 25
+    # The same where a CPU interprets the kernels for tests, and compiles what is unrolled.
+    tpu_step_interpreted: int = 3
     # Coordinates of a row that one program takes: enough to make its start cheap; sums over
     # samples hold a vector (4 KB) for each.
     tpu_piece: int = 1024
