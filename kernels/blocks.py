@@ -22,6 +22,17 @@ def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
     return count, size
 
 
+def even_blocks(n: int, most: int) -> tuple[int, int]:
+    """(number of full blocks, size) with size at most `most`; a rest of n may be left over.
+
+    The largest divisor of n is taken if it is at least half of what is allowed.
+    """
+    most = max(1, min(n, most))
+    count = next((c for c in range(-(-n // most), 2 * -(-n // most) + 1) if n % c == 0), None)
+    size = n // count if count else most
+    return n // size, size
+
+
 def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
     """Zero-pads the end of one axis up to `size`."""
     width = [(0, 0)] * a.ndim
@@ -31,7 +42,10 @@ def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
 
 def stack_over(count: int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:
     """[body(0), ..., body(count - 1)], one at a time; no loop for a single block."""
-    return body(0)[None] if count == 1 else lax.map(body, jnp.arange(count, dtype=jnp.int32))
+    if count == 1:
+        return body(0)[None]
+    # The index is carried: one that is looked up in an array would cost vector lanes.
+    return lax.scan(lambda i, _: (i + 1, body(i)), jnp.int32(0), None, length=count)[1]
 
 
 def sum_over(count: jax.Array | int, body: Callable[[jax.Array | int], jax.Array]) -> jax.Array:

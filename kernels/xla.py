@@ -39,7 +39,9 @@ class _Blocks:
         self.lane_blocks, self.lanes = split(self.num_samples, TUNING.block // per_lane, 16)
         # Several rows share a block only where one row's samples do not fill it.
         self.row_blocks, self.block_rows = split(all_rows, TUNING.block // (per_lane * self.lanes))
-        self.keys = pad_to(keys, self.lane_blocks * self.lanes, 2)
+        keys = pad_to(keys, self.lane_blocks * self.lanes, 2)
+        keys = keys.reshape(self.groups, 2, self.lane_blocks, self.lanes)
+        self.words = keys[:, 0], keys[:, 1]
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         self.x, self.sigma = self.by_row(x), self.by_row(sigma)
 
@@ -54,19 +56,18 @@ class _Blocks:
         row = q * self.block_rows + jnp.arange(self.block_rows, dtype=jnp.int32)
         row = jnp.minimum(row, self.groups * self.rows - 1)
         if self.block_rows == 1:
-            start = (row[0] // self.rows, np.int32(0), jnp.asarray(b * self.lanes, jnp.int32))
-            keys = lax.dynamic_slice(self.keys, start, (1, 2, self.lanes))
+            k0, k1 = (w[row[0] // self.rows, b][None] for w in self.words)
         else:
-            keys = self.keys[row // self.rows]
+            k0, k1 = (w[row // self.rows, b] for w in self.words)
         # Fused into the noise, the slice would keep it from being vectorised.
-        keys = lax.optimization_barrier(keys)
+        k0, k1 = lax.optimization_barrier((k0, k1))
         in_leaf = (row % self.rows).astype(jnp.uint32)
         inner, d = np.uint32(self.inner), np.uint32(self.d)
         base = (in_leaf // inner) * (d * inner) + in_leaf % inner
 
         def draw(coordinate: jax.Array) -> jax.Array:
             element = base[:, None, None] + coordinate * inner
-            return self.noise.variate(element_bits(keys[:, :1], keys[:, 1:], element))
+            return self.noise.variate(element_bits(k0[:, None], k1[:, None], element))
 
         return self.op.codes(draw, self.x[q], self.sigma[q], self.lanes)
 

@@ -34,29 +34,24 @@ def score_dot(keys, v, *, noise: str, order: int, power: int) -> jax.Array:
     width = -(-width // group) * group
     lane_blocks, lanes = split(num_samples, TUNING.block * group // width, 16)
     row_blocks, block_rows = split(groups, TUNING.block * group // (width * lanes))
-    keys = pad_to(pad_to(keys, lane_blocks * lanes, 2), row_blocks * block_rows, 0)
-    v = pad_to(pad_to(v, elem_blocks * width, 2), row_blocks * block_rows, 0)
+    words = [_blocks(keys[:, i], block_rows, lanes) for i in (0, 1)]
+    v = _blocks(v, block_rows, width)
     step = width // group
 
     def part(q, b, e):
-        start = (q * block_rows, 0, b * lanes)
-        ks = lax.dynamic_slice(keys, _int32(start), (block_rows, 2, lanes))
-        vs = lax.dynamic_slice(
-            v, _int32((q * block_rows, 0, e * width)), (block_rows, shared, width)
-        )
-        ks, vs = lax.optimization_barrier((ks, vs))  # fused, the slices would cost vector lanes
+        # Fused into the noise, the lookups would keep it from being vectorised.
+        k0, k1, vs = lax.optimization_barrier((words[0][q, b], words[1][q, b], v[q, e]))
+        k0, k1 = k0[:, None], k1[:, None]
         # [rows, elements, lanes]: reducing over the elements keeps the samples in vector lanes.
         element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, lanes), 1)
         element = element + jnp.asarray(e * width, jnp.uint32)
         if shared > 1:
-            tile = lax.optimization_barrier(moment(ks[:, :1], ks[:, 1:], element))
+            tile = lax.optimization_barrier(moment(k0, k1, element))
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), v.dtype)
         for i in range(group):
             at = element + np.uint32(i * step)
-            total = total + vs[:, 0, i * step : (i + 1) * step, None] * moment(
-                ks[:, :1], ks[:, 1:], at
-            )
+            total = total + vs[:, 0, i * step : (i + 1) * step, None] * moment(k0, k1, at)
         return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
 
     def of_rows(q):
@@ -79,28 +74,23 @@ def score_sum(keys, w, *, size: int, noise: str, order: int, power: int) -> jax.
     count: jax.Array | None = None
     if shared == 1 and lane_blocks > 1:
         keys, w, count = _nonzero_first(keys, w)
-    keys = pad_to(pad_to(keys, lane_blocks * lanes, 2), row_blocks * block_rows, 0)
-    w = pad_to(pad_to(w, lane_blocks * lanes, 2), row_blocks * block_rows, 0)
+    words = [_blocks(keys[:, i], block_rows, lanes) for i in (0, 1)]
+    w = _blocks(w, block_rows, lanes)
     step = lanes // group
 
     def part(q, e, b):
-        start = _int32((q * block_rows, 0, b * lanes))
-        ks = lax.dynamic_slice(keys, start, (block_rows, 2, lanes))
-        ws = lax.dynamic_slice(w, start, (block_rows, shared, lanes))
-        ks, ws = lax.optimization_barrier((ks, ws))
+        k0, k1, ws = lax.optimization_barrier((words[0][q, b], words[1][q, b], w[q, b]))
+        k0, k1 = k0[:, :, None], k1[:, :, None]
         # [rows, lanes, elements]: here it is the elements that stay in vector lanes.
         element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, width), 2)
         element = element + jnp.asarray(e * width, jnp.uint32)
         if shared > 1:
-            tile = moment(ks[:, 0, :, None], ks[:, 1, :, None], element)
-            tile = lax.optimization_barrier(tile)
+            tile = lax.optimization_barrier(moment(k0, k1, element))
             return jnp.einsum("pmc,pce->pme", ws, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), w.dtype)
         for i in range(group):
             at = slice(i * step, (i + 1) * step)
-            total = total + ws[:, 0, at, None] * moment(
-                ks[:, 0, at, None], ks[:, 1, at, None], element
-            )
+            total = total + ws[:, 0, at, None] * moment(k0[:, at], k1[:, at], element)
         return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
 
     def of_rows(q):
@@ -134,5 +124,9 @@ def _nonzero_first(keys, w):
     return *lax.optimization_barrier((keys, w)), count
 
 
-def _int32(start):
-    return tuple(jnp.asarray(i, jnp.int32) for i in start)
+def _blocks(a: jax.Array, block_rows: int, size: int) -> jax.Array:
+    """[groups, ..., k] -> [row blocks, k blocks, block rows, ..., size], zero-padded."""
+    row_blocks, k_blocks = -(-a.shape[0] // block_rows), -(-a.shape[-1] // size)
+    a = pad_to(pad_to(a, k_blocks * size, a.ndim - 1), row_blocks * block_rows, 0)
+    a = a.reshape(row_blocks, block_rows, *a.shape[1:-1], k_blocks, size)
+    return jnp.moveaxis(a, -2, 1)

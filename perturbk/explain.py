@@ -75,8 +75,8 @@ def explain(
     if not isinstance(f, PerturbedFunction):
         raise TypeError(f"f must come from perturbk.make_perturbed_fun, got {f!r}.")
     if platform is None:
-        platform = jax.extend.backend.get_backend().platform
-        platform = {"gpu": "cuda"}.get(platform, platform)
+        default: str = jax.extend.backend.get_backend().platform
+        platform = {"gpu": "cuda"}.get(default, default)
     if platform not in PLATFORMS:
         raise ValueError(f"platform must be one of {list(PLATFORMS)}, got {platform!r}.")
     if key is None:

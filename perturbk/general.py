@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from perturbk.kernels.blocks import split
+from perturbk.kernels.blocks import even_blocks
 from perturbk.kernels.noise import NOISES
 from perturbk.kernels.threefry import element_bits
 from perturbk.kernels.tuning import TUNING
@@ -52,15 +52,16 @@ def counted(
         Leaves in float32 or wider.
     """
 
-    def block(sample: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    def block(words, weights: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         ys = []
-        for k, x, sigma, dtype in zip(keys, xs, sigmas, dtypes, strict=True):
-            z = _noise(k[:, sample], x.shape, noise)
+        for (k0, k1), x, sigma, dtype in zip(words, xs, sigmas, dtypes, strict=True):
+            z = _noise(k0, k1, x.shape, noise)
             ys.append(lax.stop_gradient((x + sigma * z).astype(dtype)))
-        return ys, weights[sample]
+        return ys, weights
 
     size = max(1, sum(x.size for x in xs))
-    return _mean(fun, block, weights.size, TUNING.general_block // size, baseline)
+    operands = [(k[0], k[1]) for k in keys], weights
+    return _mean(fun, block, operands, weights.size, TUNING.general_block // size, baseline)
 
 
 def drawn(
@@ -95,59 +96,67 @@ def drawn(
     num_samples = keys.shape[0]
     size = max(1, sum(x.size for x in xs))
     most = TUNING.general_block // size if in_blocks else num_samples
-    return _mean(fun, lambda sample: jax.vmap(one)(keys[sample]), num_samples, most, baseline)
+    return _mean(fun, jax.vmap(one), (keys,), num_samples, most, baseline)
 
 
 def _mean(
     fun: LeafFun,
-    block: Callable[[jax.Array], tuple[list[jax.Array], jax.Array]],
+    block: Callable[..., tuple[list[jax.Array], jax.Array]],
+    operands: tuple,
     num_samples: int,
     most: int,
     baseline: Leaves | None,
 ) -> list[jax.Array]:
-    """(1/N) sum_s [f_s + (W_s - 1) (f_s - f(x))], blocks rematerialised if there are several.
+    """(1/N) sum_s [W_s f_s + (1 - W_s) f(x)], blocks rematerialised if there are several.
 
-    In this form a constant `fun` has a gradient of exactly zero. `block` maps sample indices to
-    the leaves of the samples and their weights.
+    One sum with one use of f_s: XLA on a CPU would evaluate `fun` again for a second one. `block`
+    maps a slice of the operands (samples on their first axis) to the leaves of the samples and
+    their weights. Samples that do not fill a block are a smaller block of their own: a mask would
+    keep `fun` from being vectorised.
     """
-    count, lanes = split(num_samples, most)
 
-    def part(first: jax.Array | int) -> list[jax.Array]:
-        sample = first + jnp.arange(lanes)
-        live = sample < num_samples
-        ys, weights = block(jnp.minimum(sample, num_samples - 1))
+    def part(operands: tuple) -> list[jax.Array]:
+        ys, weights = block(*operands)
         total = []
         for i, f in enumerate(jax.vmap(fun)(ys)):
             f = f.astype(jnp.promote_types(f.dtype, jnp.float32))
-            keep = live.reshape(-1, *[1] * (f.ndim - 1))
-            f = checkpoint_name(jnp.where(keep, f, 0), _OUTPUT)
-            centred = f if baseline is None else jnp.where(keep, f - baseline[i], 0)
-            tangent = jnp.tensordot((weights - 1).astype(f.dtype), centred, 1)
-            total.append(jnp.sum(f, 0) + tangent)
+            w = weights.astype(f.dtype).reshape(-1, *[1] * (f.ndim - 1))
+            f = w * checkpoint_name(f, _OUTPUT)
+            if baseline is not None:
+                f = f + (1 - w) * baseline[i]
+            total.append(jnp.sum(f, 0))
         return total
 
+    count, lanes = even_blocks(num_samples, most)
     if count == 1:
-        return [t / num_samples for t in part(0)]
-    shapes = jax.eval_shape(part, 0)
+        return [t / num_samples for t in part(operands)]
+    shapes = jax.eval_shape(part, operands)
     # The outputs are kept for the backward pass where they are few: then neither `fun` nor its
     # noise is evaluated twice. They are all that the derivative in x needs.
     kept = num_samples * sum(s.size * s.dtype.itemsize for s in shapes) <= TUNING.residual_bytes
     names = [_OUTPUT] if kept else []
     policy = jax.checkpoint_policies.save_only_these_names(*names)
     body = jax.checkpoint(part, policy=policy)
+    full = count * lanes
 
-    def step(total: list[jax.Array], first: jax.Array) -> tuple[list[jax.Array], None]:
-        return [t + p for t, p in zip(total, body(first), strict=True)], None
+    def step(total: list[jax.Array], operands: tuple) -> tuple[list[jax.Array], None]:
+        return [t + p for t, p in zip(total, body(operands), strict=True)], None
 
+    blocks = jax.tree.map(lambda a: a[:full].reshape(count, lanes, *a.shape[1:]), operands)
     zero = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-    total, _ = lax.scan(step, zero, jnp.arange(count) * lanes)
+    total, _ = lax.scan(step, zero, blocks)
+    if full < num_samples:
+        rest = body(jax.tree.map(lambda a: a[full:], operands))
+        total = [t + r for t, r in zip(total, rest, strict=True)]
     return [t / num_samples for t in total]
 
 
-def _noise(keys: jax.Array, shape: tuple[int, ...], noise: str) -> jax.Array:
-    """Standard noise of a block of samples: keys uint32 [2, block] -> float32 [block, *shape]."""
-    element = lax.broadcasted_iota(jnp.uint32, (keys.shape[1], math.prod(shape)), 1)
-    bits = element_bits(keys[0, :, None], keys[1, :, None], element)
+def _noise(k0: jax.Array, k1: jax.Array, shape: tuple[int, ...], noise: str) -> jax.Array:
+    """Standard noise of a block of samples: key words uint32 [block] -> float32 [block, *shape]."""
+    element = lax.broadcasted_iota(jnp.uint32, (k0.size, math.prod(shape)), 1)
+    # Fused into the noise, slicing the keys would keep it from being vectorised.
+    k0, k1 = lax.optimization_barrier((k0, k1))
+    bits = element_bits(k0[:, None], k1[:, None], element)
     # The barrier keeps `fun` from drawing the noise again for every use of a sample.
     z = lax.optimization_barrier(NOISES[noise].variate(bits))
     return z.reshape(-1, *shape)

@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 
 from perturbk import fused, general, validate
 from perturbk.distributions import Gumbel, Noise
+from perturbk.jaxprs import trace
 from perturbk.kernels.threefry import leaf_keys
 from perturbk.plan import Plan, make_plan, result_dtype
-from perturbk.recognise import Match, trace
+from perturbk.recognise import Match
 
 _GUMBEL = Gumbel()
 
@@ -80,8 +81,10 @@ def _run(plan: Plan, key: jax.Array, leaves: list, sigma, consts: list) -> list[
     baseline = None
     if plan.use_baseline:
         baseline = plan.traced(consts, *map(lax.stop_gradient, leaves))
-    run = _drawn if plan.noise is None else _counted
-    out = run(plan, key, leaves, sigma, consts, baseline)
+    if plan.noise is None:
+        out = _drawn(plan, key, leaves, sigma, consts, baseline)
+    else:
+        out = _counted(plan, plan.noise, key, leaves, sigma, consts, baseline)
     return [
         o.astype(result_dtype(leaves, aval))
         for o, aval in zip(out, plan.traced.out_avals, strict=True)
@@ -104,16 +107,16 @@ def _drawn(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array]:
     )
 
 
-def _counted(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array]:
+def _counted(plan: Plan, noise: str, key, leaves, sigma, consts, baseline) -> list[jax.Array]:
     """Each leaf on its kernel or the general path, with noise from counters."""
     words = jax.random.key_data(key)
     keys = [leaf_keys(words, plan.num_samples, i) for i in range(len(leaves))]
     xs = [leaf.astype(jnp.float32) for leaf in leaves]
     sigma = jnp.asarray(sigma, jnp.float32)
     sigmas = [jnp.broadcast_to(sigma, x.shape) if sigma.ndim else sigma for x in xs]
-    static = dict(noise=plan.noise, implementation=plan.implementation)
     log_density = sum(
-        fused.log_density(k, x, s, **static) for k, x, s in zip(keys, xs, sigmas, strict=True)
+        fused.log_density(k, x, s, noise=noise, implementation=plan.implementation)
+        for k, x, s in zip(keys, xs, sigmas, strict=True)
     )
     weights = jnp.exp(log_density)
 
@@ -129,7 +132,8 @@ def _counted(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array
                 None if baseline is None else baseline[i].astype(jnp.float32),
                 op=match.op.name,
                 axis=match.op.axis,
-                **static,
+                noise=noise,
+                implementation=plan.implementation,
             )
     if plan.general:
         means = general.counted(
@@ -140,7 +144,7 @@ def _counted(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array
             weights,
             None if baseline is None else [baseline[i] for i in plan.general],
             dtypes=[leaf.dtype for leaf in leaves],
-            noise=plan.noise,
+            noise=noise,
         )
         for i, mean in zip(plan.general, means, strict=True):
             out[i] = mean

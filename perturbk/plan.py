@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 
 from perturbk.distributions import Noise, known_name
-from perturbk.recognise import Match, Miss, Traced, recognise
+from perturbk.jaxprs import Traced
+from perturbk.recognise import Match, Miss, recognise
 
 _LARGEST_LEAF = 1 << 32  # elements; counters beyond it need a second word
 
@@ -89,9 +92,10 @@ def _why_drawn(noise: str | None, noise_object, generator: str, leaves) -> str:
         return f"no kernel draws {type(noise_object).__name__} noise (Gumbel and Normal have one)"
     if generator != "threefry2x32":
         return f"the key's generator is {generator!r}, and only 'threefry2x32' has a kernel"
-    if not jax.config.jax_threefry_partitionable:
+    config: Any = jax.config  # its attributes are set at run time, unseen by type checkers
+    if not config.jax_threefry_partitionable:
         return "jax_threefry_partitionable is off, which changes every random number"
-    if noise == "gumbel" and jax.config.jax_high_dynamic_range_gumbel:
+    if noise == "gumbel" and config.jax_high_dynamic_range_gumbel:
         return "jax_high_dynamic_range_gumbel is on, which draws two words for each variate"
     for leaf in leaves:
         if leaf.dtype.itemsize > 4:
@@ -101,6 +105,6 @@ def _why_drawn(noise: str | None, noise_object, generator: str, leaves) -> str:
     return "" if leaves else "x has no leaves"
 
 
-def result_dtype(leaves: list[jax.Array], out: jax.core.ShapedArray) -> jnp.dtype:
+def result_dtype(leaves: list[jax.Array], out: ShapedArray) -> jnp.dtype:
     """Dtype of an output leaf: that of `fun`, promoted with the weights', which follow x."""
     return jnp.result_type(*leaves, out.dtype) if leaves else jnp.result_type(out.dtype, 1.0)

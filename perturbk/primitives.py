@@ -112,9 +112,14 @@ def _is_zero(tangent) -> bool:
     return type(tangent) is ad.Zero
 
 
+def _zero(like: jax.Array) -> ad.Zero:
+    """The symbolic zero tangent of a value."""
+    return ad.Zero(jax.typeof(like).to_tangent_aval())
+
+
 def _total(terms: list, like):
     """Sum of tangent terms; a symbolic zero if there is none."""
-    return functools.reduce(ad.add_tangents, terms) if terms else ad.Zero.from_primal_value(like)
+    return functools.reduce(ad.add_tangents, terms) if terms else _zero(like)
 
 
 # --- samples: integers, so the derivative is zero ------------------------------------------------
@@ -123,7 +128,7 @@ def _total(terms: list, like):
 def _samples_jvp(primals, tangents, **params):
     del tangents  # f_s is piecewise constant: its own derivative is never used
     out = samples_p.bind(*primals, **params)
-    return out, ad.Zero.from_primal_value(out)
+    return out, _zero(out)
 
 
 ad.primitive_jvps[samples_p] = _samples_jvp
@@ -145,19 +150,21 @@ def _op_sum_jvp(primals, tangents, **params):
     keys, x, sigma, w = primals
     if _is_zero(tangents[3]):
         out = op_sum_p.bind(*primals, **params)
-        return out, ad.Zero.from_primal_value(out)
+        return out, _zero(out)
     codes = _kept(keys, x, sigma, **params)
-    if codes is None:
-        linear = functools.partial(op_sum_p.bind, keys, x, sigma, **params)
-    else:
-        linear = functools.partial(OPS[params["op"]].weighted, codes, d=x.shape[-1])
+
+    def linear(w: jax.Array) -> jax.Array:
+        if codes is None:
+            return op_sum_p.bind(keys, x, sigma, w, **params)
+        return OPS[params["op"]].weighted(codes, w, x.shape[-1])
+
     return linear(w), linear(ad.instantiate_zeros(tangents[3]))
 
 
 def _op_dot_jvp(primals, tangents, **params):
     out = op_dot_p.bind(*primals, **params)
     if _is_zero(tangents[3]):
-        return out, ad.Zero.from_primal_value(out)
+        return out, _zero(out)
     return out, op_dot_p.bind(*primals[:3], tangents[3], **params)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from perturbk.implementations import IMPLEMENTATIONS
@@ -56,7 +57,7 @@ def check_sigma(sigma) -> jax.Array | float:
         sigma = jnp.asarray(sigma)
         if not jnp.issubdtype(sigma.dtype, jnp.floating):
             sigma = sigma.astype(float)
-    if not isinstance(sigma, jax.core.Tracer):
+    if not isinstance(sigma, Tracer):
         value = np.asarray(sigma, np.float64)
         if not (np.isfinite(value).all() and (value > 0).all()):
             raise ValueError(
@@ -83,7 +84,7 @@ def check_key(key) -> jax.Array:
     if np.shape(key) != expected:
         raise ValueError(
             f"key must be one legacy key of shape {expected} for the default generator "
-            f"{jax.config.jax_default_prng_impl!r}, got shape {np.shape(key)}. Map over several "
+            f"{jax.default_prng_impl.value!r}, got shape {np.shape(key)}. Map over several "
             "keys with jax.vmap."
         )
     return jax.random.wrap_key_data(jnp.asarray(key))

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax import lax, nn
 
-from perturbk.ops import SPELLINGS, Op, argmax_one_hot, ranking
-from perturbk.recognise import Match, Miss, _table, canonical, recognise, trace
+from perturbk.jaxprs import canonical, trace
+from perturbk.ops import argmax_one_hot, ranking
+from perturbk.recognise import Match, Miss, _table, recognise
+from perturbk.spellings import SPELLINGS, Op
 
 N = 5
 X = jnp.zeros(N)
@@ -60,7 +62,7 @@ def test_spellings_are_found(shape, dtype, jit):
         for _, op, f in all_forms(len(shape), jnp.dtype(out_dtype)):
             g = jax.jit(f) if jit else f
             with jax.numpy_rank_promotion("allow"):
-                (found,) = outputs(lambda x, g=g: g(x).astype(out_dtype), x)
+                (found,) = outputs(lambda x, g=g, dtype=out_dtype: g(x).astype(dtype), x)
             assert found == Match(0, op, jnp.dtype(out_dtype))
 
 

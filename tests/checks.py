@@ -1,0 +1,37 @@
+"""Comparisons that several files make, and a compiler setting for programs that run once."""
+
+import functools
+
+import jax
+import numpy as np
+
+# Without LLVM's optimisations a program compiles in a third of the time. For tests in which
+# compiling is all the work; the others see what users see.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _pairs(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (e.shape, e.dtype)
+        yield np.asarray(a), np.asarray(e)
+
+
+def assert_rounding_apart(actual, expected):
+    """Counts of winners and sums of ranks are exact integers: only the division is rounded."""
+    for a, e in _pairs(actual, expected):
+        np.testing.assert_array_max_ulp(a, e, 1)
+
+
+def assert_bit_equal(actual, expected):
+    for a, e in _pairs(actual, expected):
+        np.testing.assert_array_equal(a, e)
+
+
+def assert_relatively_close(actual, expected, rel=1e-5):
+    """Each entry to `rel` of the largest of its leaf, for sums cancel in the small ones.
+
+    Where all of a leaf cancels, to `rel` of one.
+    """
+    for a, e in _pairs(actual, expected):
+        np.testing.assert_allclose(a, e, rtol=rel, atol=rel * (np.max(np.abs(e)) or 1))

@@ -1,0 +1,92 @@
+"""Answers that do not come from perturbk: closed forms, and the estimator in numpy float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from scipy import special, stats
+
+NOISE_SAMPLERS = {"Gumbel": jax.random.gumbel, "Normal": jax.random.normal}
+
+
+def score(noise: str, z: np.ndarray) -> np.ndarray:
+    """-d log density / dz."""
+    return 1 - np.exp(-z) if noise == "Gumbel" else z
+
+
+def draw(noise: str, key: jax.Array, shape: tuple[int, ...], num_samples: int) -> np.ndarray:
+    """The standard noise of one leaf, float64 [N, *shape]."""
+    sampler = NOISE_SAMPLERS[noise]
+
+    def one(sample_key):
+        return sampler(jax.random.split(sample_key, 1)[0], shape)
+
+    z = jax.jit(jax.vmap(one))(jax.random.split(key, num_samples))
+    return np.asarray(z, np.float64)
+
+
+def sample_terms(fun: Callable, noise: str, key, x, num_samples: int, sigma: float):
+    """What the estimator averages, with the baseline, for one vector x.
+
+    Returns:
+        value terms [N, out], terms of the Jacobian in x [N, out, d], and of the derivative in
+        sigma [N, out].
+    """
+    x = np.asarray(x, np.float64)
+    z = draw(noise, key, x.shape, num_samples)
+    f = fun(x + sigma * z)
+    centred, s = f - fun(x), score(noise, z)
+    in_sigma = np.sum(s * z - 1, -1)
+    return f, centred[..., None] * s[:, None] / sigma, centred * in_sigma[:, None] / sigma
+
+
+def z_score(estimate: np.ndarray, exact: np.ndarray, terms: np.ndarray) -> np.ndarray:
+    """(estimate - exact) in standard errors of the mean of `terms` over axis 0."""
+    error = np.std(terms, 0, ddof=1) / np.sqrt(len(terms))
+    return (np.asarray(estimate, np.float64) - exact) / error
+
+
+def argmax_one_hot(x: np.ndarray) -> np.ndarray:
+    return np.eye(x.shape[-1])[np.argmax(x, -1)]
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(x, -1, kind="stable"), -1).astype(np.float64)
+
+
+def softmax(x: np.ndarray, sigma: float) -> np.ndarray:
+    """Expected one-hot argmax under Gumbel noise."""
+    return special.softmax(np.asarray(x, np.float64) / sigma)
+
+
+def softmax_jacobian(x: np.ndarray, sigma: float) -> np.ndarray:
+    p = softmax(x, sigma)
+    return (np.diag(p) - np.outer(p, p)) / sigma
+
+
+def softmax_in_sigma(x: np.ndarray, sigma: float) -> np.ndarray:
+    return -softmax_jacobian(x, sigma) @ np.asarray(x, np.float64) / sigma
+
+
+def _differences(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x[:, None] - x[None, :]
+
+
+def expected_ranks(noise: str, x: np.ndarray, sigma: float) -> np.ndarray:
+    """Sum over the others of the probability that they come first."""
+    d = _differences(x) / sigma
+    below = special.expit(d) if noise == "Gumbel" else stats.norm.cdf(d / np.sqrt(2))
+    return below.sum(1) - 0.5  # an entry does not precede itself
+
+
+def expected_ranks_jacobian(noise: str, x: np.ndarray, sigma: float) -> np.ndarray:
+    d = _differences(x) / sigma
+    if noise == "Gumbel":
+        density = special.expit(d) * special.expit(-d)
+    else:
+        density = stats.norm.pdf(d / np.sqrt(2)) / np.sqrt(2)
+    density = density / sigma
+    return np.diag(density.sum(1)) - density
