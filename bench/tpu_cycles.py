@@ -45,7 +45,7 @@ def schedule_cycles(path: str) -> int:
     outermost loop is the grid, pipelined with its copies: two of its trips only fill and drain it.
     """
     bundles = []
-    for line in open(path):
+    for line in Path(path).read_text().splitlines():
         if match := _BUNDLE.match(line):
             mark, depth, ops = match.groups()
             trips = _TRIPS.search(ops)
@@ -140,38 +140,60 @@ def _estimator(library: str, op: str, what: str, batch: int, d: int, num_samples
     return {"value": value, "value and gradient": value_and_grad}[what], shapes
 
 
-def cases() -> Iterator[Case]:
-    def kernel(label: str, primitive: str, batch: int, d: int, num_samples: int, **params):
-        make = functools.partial(_primitive, primitive, batch, d, num_samples, **params)
-        return Case(f"{label}, {batch} x {d} x {num_samples}", make, batch * d * num_samples)
+_WORKLOAD = (128, 1000, 1000)  # rows, coordinates, samples
+_RANKED = (6, 16, 32, 64, 100, 256, 1024)
 
-    def program(library: str, op: str, what: str, batch: int, d: int, num_samples: int):
-        make = functools.partial(_estimator, library, op, what, batch, d, num_samples)
-        label = f"{op} {what} by {library}"
-        return Case(f"{label}, {batch} x {d} x {num_samples}", make, batch * d * num_samples)
+
+def _case(label: str, make: Callable, *shape: int, **params) -> Case:
+    name = f"{label}, {' x '.join(map(str, shape))}"
+    return Case(name, functools.partial(make, *shape, **params), math.prod(shape))
+
+
+def kernels() -> Iterator[Case]:
+    """Every kernel as a TPU gets it: whole primitives, with what XLA does around the kernel."""
+
+    def kernel(primitive: str, noise: str, *shape: int, op: str = "", **params) -> Case:
+        if op:
+            params |= dict(op=op, inner=1)
+        make = functools.partial(_primitive, primitive)
+        return _case(f"{op} {primitive} {noise}".strip(), make, *shape, noise=noise, **params)
 
     for noise in ("gumbel", "normal"):
-        for shape in ((128, 1000, 1000), (128, 100, 1000), (1, 100000, 200)):
-            argmax = dict(op="argmax", noise=noise, inner=1)
-            yield kernel(f"argmax samples {noise}", "samples", *shape, **argmax)
-        score = dict(noise=noise, order=1, power=0)
-        yield kernel(f"score_dot {noise}", "score_dot", 128, 1000, 1000, **score)
-        yield kernel(f"score_sum {noise}", "score_sum", 128, 1000, 1000, **score)
-    for d in (6, 16, 32, 64, 100, 256, 1024):
-        ranking = dict(op="ranking", noise="gumbel", inner=1)
-        yield kernel("ranking sum gumbel", "op_sum", 128, d, 1000, **ranking)
-    yield kernel("ranking samples gumbel", "samples", 128, 100, 1000, **ranking)
-    yield kernel("ranking dot gumbel", "op_dot", 128, 100, 1000, **ranking)
-    for op, d in (("argmax", 1000), ("argmax", 100), ("ranking", 100), ("ranking", 1024)):
+        for shape in (_WORKLOAD, (128, 100, 1000), (1, 100000, 200)):
+            yield kernel("samples", noise, *shape, op="argmax")
+        yield kernel("op_sum", noise, *_WORKLOAD, op="argmax")
+        yield kernel("op_dot", noise, *_WORKLOAD, op="argmax")
+        yield kernel("score_dot", noise, *_WORKLOAD, order=1, power=0)
+        yield kernel("score_sum", noise, *_WORKLOAD, order=1, power=0)
+        yield kernel("score_sum", noise, *_WORKLOAD, order=2, power=1)
+        yield kernel("op_sum", noise, 128, 100, 1000, op="ranking")
+    for d in _RANKED:
+        if d != 100:
+            yield kernel("op_sum", "gumbel", 128, d, 1000, op="ranking")
+    yield kernel("samples", "gumbel", 128, 100, 1000, op="ranking")
+    yield kernel("op_dot", "gumbel", 128, 100, 1000, op="ranking")
+    for op in ("ranking_descending", "ranking_nan_first"):
+        yield kernel("op_sum", "gumbel", 128, 16, 1000, op=op)
+
+
+def programs() -> Iterator[Case]:
+    """Whole estimators: XLA's program for optax's, and ours."""
+    for op, *shape in (
+        ("argmax", *_WORKLOAD),
+        ("argmax", 128, 100, 1000),
+        ("ranking", 128, 100, 1000),
+        ("ranking", 128, 1024, 1000),
+    ):
         for what in ("value", "value and gradient"):
-            for library in ("optax", "xla", "pallas"):
-                yield program(library, op, what, 128, d, 1000)
+            for library in ("optax", "pallas"):
+                make = functools.partial(_estimator, library, op, what)
+                yield _case(f"{op} {what} by {library}", make, *shape)
 
 
 def measure(chip: str, dump: str, only: str) -> dict[str, float]:
     """name -> static cycles per 1024 variates, printed as they come."""
     found = {}
-    for case in cases():
+    for case in (*kernels(), *programs()):
         if only not in case.name:
             continue
         f, shapes = case.make()

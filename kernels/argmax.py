@@ -93,8 +93,14 @@ def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
 
 def weighted_by_comparison(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     w = jnp.broadcast_to(weights[..., None, :], codes.shape)
-    index = lax.iota(jnp.int32, d)[:, None]
-    return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
+    return jnp.sum(jnp.where(_is_winner(codes, d), w[..., None, :], 0.0), -1)
+
+
+def _is_winner(codes: jax.Array, d: int) -> jax.Array:
+    """The one-hot outputs, with the samples last: [..., N] -> [..., d, N]."""
+    axis = codes.ndim - 1
+    index = lax.broadcasted_iota(jnp.int32, (*(1,) * axis, d, 1), axis)
+    return codes[..., None, :] == index
 
 
 def _weighted_by_scatter(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
@@ -113,9 +119,8 @@ def dot(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 
 def dot_by_comparison(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
-    index = lax.iota(jnp.int32, cotangent.shape[-1])[:, None]
-    picked = jnp.where(codes[..., None, :] == index, cotangent[..., None], 0.0)
-    return jnp.sum(picked, (-3, -2))
+    winner = _is_winner(codes, cotangent.shape[-1])
+    return jnp.sum(jnp.where(winner, cotangent[..., None], 0.0), (-3, -2))
 
 
 def _dot_by_gather(codes: jax.Array, cotangent: jax.Array) -> jax.Array:

@@ -185,10 +185,11 @@ class Units:
     # --- blocks of one program; the grid is (row tile, vector of samples, piece) ----------------
 
     def sample_spec(self, k: int, entries: int) -> pl.BlockSpec:
-        per_row, per_entry = self.per_row, self.planes // entries
+        per_row, per_entry = self.per_row, np.int32(self.planes // entries)
 
         def index(i, b, c):
-            return (i // per_entry * per_row + b if self.aligned else i, 0, 0, 0)
+            # Not i // per_entry: the sign that it takes lowers for a named chip only.
+            return (lax.div(i, per_entry) * per_row + b if self.aligned else i, 0, 0, 0)
 
         return pl.BlockSpec((None, k, *VECTOR), index)
 
