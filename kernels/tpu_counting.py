@@ -21,7 +21,7 @@ def height(d: int) -> int:
     return d if d <= _BLOCK else -(-d // _BLOCK) * _BLOCK
 
 
-def rank(keys_ref, ranks_ref) -> None:
+def rank(keys_ref, ranks_ref, count: int) -> None:
     """Stable ascending ranks of the first keys along axis 0: rank_j = #{i : i before j}.
 
     Each pair i < j is compared once: if i comes first, which it does in a tie, j gains a rank,
@@ -29,16 +29,16 @@ def rank(keys_ref, ranks_ref) -> None:
 
     Args:
         keys_ref: int32 [count or more, sublanes, lanes].
-        ranks_ref: int32 [count, sublanes, lanes], written; count is a `height`.
+        ranks_ref: float32 [count or more, sublanes, lanes], written.
+        count: a `height`.
     """
-    count = ranks_ref.shape[0]
     size = min(count, _BLOCK)
     blocks = count // size
 
     def compare(keys_i, keys_j, ranks_i, ranks_j, *, same: bool):
         for i in range(size):
             for j in range(i + 1 if same else 0, size):
-                first = (keys_i[i] <= keys_j[j]).astype(jnp.int32)
+                first = (keys_i[i] <= keys_j[j]).astype(jnp.float32)
                 ranks_j[j] = ranks_j[j] + first
                 ranks_i[i] = ranks_i[i] - first
 
@@ -51,8 +51,8 @@ def rank(keys_ref, ranks_ref) -> None:
 
     def within(block, carry):
         keys = load(keys_ref, block)
-        behind = np.int32(count - 1) - block * np.int32(size)
-        ranks = [jnp.broadcast_to(behind - np.int32(i), VECTOR) for i in range(size)]
+        behind = (np.int32(count - 1) - block * np.int32(size)).astype(jnp.float32)
+        ranks = [jnp.broadcast_to(behind - np.float32(i), VECTOR) for i in range(size)]
         compare(keys, keys, ranks, ranks, same=True)
         store(block, ranks)
         return carry

@@ -6,28 +6,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbk.kernels import tpu_counting
+from perturbk.kernels import tpu_counting, tpu_sort
 from perturbk.kernels.pallas import vmem
 from perturbk.kernels.ranking import SORT_KEYS, code_dtype
 from perturbk.kernels.tpu_rows import Rows
 from perturbk.kernels.tpu_sums import launch_sums
 from perturbk.kernels.tpu_units import VECTOR
+from perturbk.kernels.tuning import TUNING
 
 _LAST = np.int32(0x7FFFFFFF)  # the key of the padding
+
+
+def counts(d: int) -> bool:
+    """Whether comparing all pairs of d values takes fewer cycles than sorting them."""
+    levels = (d - 1).bit_length()
+    return TUNING.tpu_counting_cost * d * d <= levels**2 << levels
 
 
 class _Ranking:
     """One call: its rows, and the part that all kernels of rankings share."""
 
     def __init__(self, keys, x, sigma, *, op: str, noise: str, inner: int, platform: str):
-        self.rows = Rows(
-            keys, x, sigma, noise=noise, inner=inner, platform=platform, fill=0, whole=True
-        )
+        static = dict(noise=noise, inner=inner, platform=platform)
+        self.rows = Rows(keys, x, sigma, **static, fill=0, whole=True)
         self.units, self.d = self.rows.units, x.shape[3]
+        if self.d > TUNING.tpu_ranking_most:
+            raise NotImplementedError(
+                f"the TPU kernel ranks at most {TUNING.tpu_ranking_most} values, got {self.d}. Use "
+                "implementation=None or 'xla'."
+            )
         self.sort_key = SORT_KEYS[op]
-        self.height = tpu_counting.height(self.d)
-        self.keys = vmem((max(self.height, self.units.drawn), *VECTOR), jnp.int32)
-        self.ranks = vmem((self.height, *VECTOR), jnp.int32)
+        self.counting = counts(self.d)
+        self.height = (tpu_counting if self.counting else tpu_sort).height(self.d)
+        shape = (max(self.height, self.units.drawn), *VECTOR)
+        self.scratch = [vmem(shape, jnp.int32), vmem(shape, jnp.float32)]
 
     def rank(self, sample_ref, base_ref, x_ref, sigma_ref, keys_ref, ranks_ref) -> None:
         """Draws the rows of one vector and ranks them."""
@@ -35,20 +47,32 @@ class _Ranking:
         bits = units.bits(sample_ref, base_ref)
         perturbed = self.rows.perturbed(x_ref, sigma_ref)
 
+        def put(j, key: jax.Array) -> None:
+            keys_ref[j] = key if self.counting else tpu_sort.distinct(key, j)
+            if not self.counting:
+                ranks_ref[j] = jnp.broadcast_to(jnp.asarray(j, jnp.float32), VECTOR)
+
         def draw(q, carry):
             first = q * np.int32(units.step)
             for u, y in enumerate(perturbed(q, bits(first))):
-                keys_ref[first + np.int32(u)] = self.sort_key(y)
+                put(first + np.int32(u), self.sort_key(y))
+            return carry
+
+        def pad(i, carry):
+            put(np.int32(self.d) + i, jnp.full(VECTOR, _LAST))
             return carry
 
         units.over_steps(draw, 0)
-        for j in range(self.d, self.height):
-            keys_ref[j] = jnp.full(VECTOR, _LAST)
-        tpu_counting.rank(keys_ref, ranks_ref)
+        jax.lax.fori_loop(np.int32(0), np.int32(self.height - self.d), pad, 0)
+        if self.counting:
+            tpu_counting.rank(keys_ref, ranks_ref, self.height)
+        else:
+            tpu_sort.rank(keys_ref, ranks_ref, self.d)
 
     def rank_at(self, ranks_ref, j: jax.Array) -> jax.Array:
         """Ranks of coordinate j, float32; any number behind the last coordinate."""
-        return ranks_ref[jnp.minimum(j, np.int32(self.d - 1))].astype(jnp.float32)
+        j = jnp.minimum(j, np.int32(self.d - 1))
+        return ranks_ref[j] if self.counting else tpu_sort.rank_at(ranks_ref, j)
 
 
 def samples(keys, x, sigma, *, op: str, noise: str, inner: int, platform: str) -> jax.Array:
@@ -57,22 +81,26 @@ def samples(keys, x, sigma, *, op: str, noise: str, inner: int, platform: str) -
     units = call.units
 
     def body(*refs):
-        *inputs, ranks_ref, keys_ref = refs
+        *inputs, out_ref, keys_ref, ranks_ref = refs
         call.rank(*inputs, keys_ref, ranks_ref)
 
-    shape = (call.height, *VECTOR)
+        def copy(j, carry):
+            out_ref[j] = call.rank_at(ranks_ref, j).astype(jnp.int32)
+            return carry
+
+        jax.lax.fori_loop(np.int32(0), np.int32(call.d), copy, 0)
+
     ranks = units.launch(
         body,
         call.rows.operands,
         call.rows.in_specs,
-        units.tile_spec(call.height),
-        jax.ShapeDtypeStruct((units.row_tiles * units.per_row, *shape), jnp.int32),
-        scratch=[call.keys],
+        units.tile_spec(call.d),
+        jax.ShapeDtypeStruct((units.row_tiles * units.per_row, call.d, *VECTOR), jnp.int32),
+        scratch=call.scratch,
         name=f"{op}_samples_{noise}",
     )
-    ranks = ranks[:, : call.d].astype(code_dtype(call.d)).swapaxes(0, 1)
-    ranks = jax.vmap(units.from_samples)(ranks)  # [d, planes, 1, N]
-    return jnp.moveaxis(ranks[:, :, 0], 0, 1).reshape(*x.shape, -1)
+    ranks = jax.vmap(units.from_samples)(ranks.astype(code_dtype(call.d)).swapaxes(0, 1))
+    return jnp.moveaxis(ranks[:, :, 0], 0, 1).reshape(*x.shape, -1)  # from [d, planes, 1, N]
 
 
 def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int, platform: str):
@@ -97,7 +125,7 @@ def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int, platform
         body,
         [*call.rows.operands, units.by_sample(weights.reshape(entries, 1, -1))],
         [*call.rows.in_specs, units.sample_spec(1, entries)],
-        scratch=[call.keys, call.ranks],
+        scratch=call.scratch,
         name=f"{op}_sum_{noise}",
     )
     return units.from_coordinates(out).reshape(x.shape)
@@ -125,7 +153,7 @@ def op_dot(keys, x, sigma, cotangent, *, op: str, noise: str, inner: int, platfo
         [*call.rows.in_specs, units.coordinate_spec],
         units.tile_spec(),
         units.tile_shape(jnp.float32),
-        scratch=[call.keys, call.ranks],
+        scratch=call.scratch,
         name=f"{op}_dot_{noise}",
     )
     out = units.from_samples(out).reshape(*x.shape[:3], -1)

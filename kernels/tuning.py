@@ -50,6 +50,14 @@ class Tuning:
     # Coordinates of a row that one program takes: enough to make its start cheap; sums over
     # samples hold a vector (4 KB) for each.
     tpu_piece: int = 1024
+    # Ranking d values by counting takes about this times d^2 cycles of the compiler's schedule, by
+    # a network of n = 2^k about n k^2: d = 32 and 90 are counted, 64 and 100 are sorted.
+    tpu_counting_cost: float = 0.72
+    # Values that fit the vector memory of every chip with their keys, places and sums: 12 MB. XLA
+    # ranks longer rows.
+    tpu_ranking_most: int = 1024
+    # Vectors that see the same noise, for which a kernel draws it anew each time and XLA only once.
+    tpu_shared_most: int = 2
     # From this many blocks of 128 samples on, a row's samples are padded to whole vectors rather
     # than its coordinates repeated for each block.
     tpu_aligned_from: int = 32
