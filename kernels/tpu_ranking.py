@@ -19,7 +19,7 @@ _LAST = np.int32(0x7FFFFFFF)  # the key of the padding
 
 def counts(d: int) -> bool:
     """Whether comparing all pairs of d values takes fewer cycles than sorting them."""
-    levels = (d - 1).bit_length()
+    levels = max(4, (d - 1).bit_length())  # no network has fewer
     return TUNING.tpu_counting_cost * d * d <= levels**2 << levels
 
 
