@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 
@@ -75,6 +76,23 @@ def roll(a: jax.Array, shift: jax.Array, axis: int) -> jax.Array:
     from jax.experimental.pallas import tpu as pltpu
 
     return pltpu.roll(a, shift, axis)
+
+
+def opaque(a: jax.Array, platform: str) -> jax.Array:
+    """uint32 values that a GPU's compiler takes as they are.
+
+    It would otherwise regroup the sums of the first rounds of Threefry with those that made the
+    counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90).
+    """
+    if platform != "cuda":
+        return a
+    from jax.experimental.pallas import triton as plgpu
+
+    shape = jax.ShapeDtypeStruct(a.shape, jnp.int32)  # unsigned results do not lower
+    (moved,) = plgpu.elementwise_inline_asm(
+        "mov.b32 $0, $1;", args=[a], constraints="=r,r", pack=1, result_shape_dtypes=[shape]
+    )
+    return moved.astype(jnp.uint32)
 
 
 def power_of_two(n: int) -> int:

@@ -29,14 +29,27 @@ def tile_ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., jax.
         piece = min(TUNING.kernel_compare, row.tile)
         key, coordinate = ordered(row, t, row.tile)
 
-        def step(p, rank):
-            other, other_at = ordered(row, p, piece)
-            before = (other_at[:, None, :] < coordinate[None]).astype(jnp.int32)
-            wins = other[:, None, :] - before < key[None]
-            # A coordinate drawn twice need not be rounded the same: never compare it with itself.
-            wins = wins & (other_at[:, None, :] != coordinate[None])
-            return rank + jnp.sum(wins.astype(jnp.int32), 0)
+        def before(other, _):
+            return other[:, None, :] <= key[None]  # wins a tie
 
-        return lax.fori_loop(0, row.width // piece, step, jnp.zeros(key.shape, jnp.int32))
+        def within(other, at):
+            earlier = (at[:, None, :] < coordinate[None]).astype(jnp.int32)
+            # A coordinate drawn twice need not be rounded the same: never compare it with itself.
+            return (other[:, None, :] - earlier < key[None]) & (at[:, None, :] != coordinate[None])
+
+        def after(other, _):
+            return other[:, None, :] < key[None]
+
+        def count(first, last, wins, rank):
+            def step(p, rank):
+                return rank + jnp.sum(wins(*ordered(row, p, piece)).astype(jnp.int32), 0)
+
+            return lax.fori_loop(first, last, step, rank)
+
+        per_tile = row.tile // piece
+        first, last = t * per_tile, (t + 1) * per_tile
+        rank = count(0, first, before, jnp.zeros(key.shape, jnp.int32))
+        rank = count(first, last, within, rank)
+        return count(last, row.width // piece, after, rank)
 
     return ranks

@@ -13,16 +13,17 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.noise import NOISES
-from perturbk.kernels.pallas import launch, power_of_two
+from perturbk.kernels.pallas import launch, opaque, power_of_two
 from perturbk.kernels.threefry import element_bits
 from perturbk.kernels.tuning import TUNING
 
 
-def _moment_tile(keys_ref, lane, first, tile, *, noise, order, power) -> jax.Array:
+def _moment_tile(keys_ref, lane, first, tile, platform, *, noise, order, power) -> jax.Array:
     """h_m(z) z^n of `tile` elements from `first` on, for one tile of samples."""
     k0, k1 = keys_ref[0:1, lane], keys_ref[1:2, lane]
     element = (lax.broadcasted_iota(jnp.int32, (tile, k0.shape[1]), 0) + first).astype(jnp.uint32)
-    return NOISES[noise].moment(element_bits(k0, k1, element), order, power)
+    bits = element_bits(k0, k1, opaque(element, platform))
+    return NOISES[noise].moment(bits, order, power)
 
 
 def score_dot(keys, v, *, platform: str, **which) -> jax.Array:
@@ -34,7 +35,8 @@ def score_dot(keys, v, *, platform: str, **which) -> jax.Array:
 
     def body(keys_ref, v_ref, out_ref):
         def add(t, total):
-            moment = _moment_tile(keys_ref, slice(None), t * np.int32(tile), tile, **which)
+            first = t * np.int32(tile)
+            moment = _moment_tile(keys_ref, slice(None), first, tile, platform, **which)
             return total + v_ref[pl.ds(t * tile, tile), :] * moment
 
         total = lax.fori_loop(0, tiles, add, jnp.zeros((tile, lanes), jnp.float32))
@@ -73,7 +75,8 @@ def score_sum(keys, w, *, size: int, platform: str, **which) -> jax.Array:
 
         def add(i, total):
             lane = pl.ds(i * lanes, lanes)
-            return total + w_ref[0:1, lane] * _moment_tile(keys_ref, lane, first, tile, **which)
+            moment = _moment_tile(keys_ref, lane, first, tile, platform, **which)
+            return total + w_ref[0:1, lane] * moment
 
         total = lax.fori_loop(0, run_tiles, add, jnp.zeros((tile, lanes), jnp.float32))
         out_ref[...] = jnp.sum(total, 1, keepdims=True)

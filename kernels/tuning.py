@@ -37,8 +37,9 @@ class Tuning:
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
-    # Ranks are counted in a fused kernel up to here, in d comparisons; above it XLA sorts.
-    kernel_counting_most: int = 256
+    # Ranks are counted in a fused kernel up to here; above it XLA sorts. Counting takes 7 d
+    # instructions per variate (sm_90, the noise included), a sort of 64 some hundreds.
+    kernel_counting_most: int = 64
     # Coordinates compared with a tile in one step of the ranking kernel: a TPU's sublanes.
     kernel_compare: int = 8
     # TPU. Most coordinates drawn together. Their rounds are independent and fill the four vector

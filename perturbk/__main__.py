@@ -7,6 +7,7 @@ import importlib.util
 import math
 import sys
 import time
+from collections.abc import Callable
 
 from perturbk import demo_measure, demo_report, demo_training
 from perturbk.implementations import IMPLEMENTATIONS
@@ -19,14 +20,21 @@ with optax where it is installed: results, time, and memory. Takes under a minut
 """
 
 
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
-    return value
+def _integer(least: int, most: int) -> Callable[[str], int]:
+    """Parser of an integer within bounds, with an error that says them."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(
+                f"must be an integer from {least} to {most}, got {text!r}"
+            )
+        return value
+
+    return parse
 
 
 def _positive_float(text: str) -> float:
@@ -39,16 +47,6 @@ def _positive_float(text: str) -> float:
     return value
 
 
-def _key_seed(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be an integer from 0 to 2**31 - 1, got {text!r}")
-    return value
-
-
 def _parse(argv: list[str] | None) -> demo_training.Settings:
     parser = argparse.ArgumentParser(
         prog="python -m perturbk",
@@ -58,7 +56,7 @@ def _parse(argv: list[str] | None) -> demo_training.Settings:
     )
     parser.add_argument(
         "--samples",
-        type=_positive_int,
+        type=_integer(1, 100_000),  # the plain estimator then takes a gigabyte
         default=1000,
         metavar="N",
         help="perturbed copies of each input; more of them lower the noise of the gradient",
@@ -72,13 +70,17 @@ def _parse(argv: list[str] | None) -> demo_training.Settings:
     )
     parser.add_argument(
         "--steps",
-        type=_positive_int,
+        type=_integer(1, 1_000_000),
         default=100,
         metavar="N",
         help="training steps of each model",
     )
     parser.add_argument(
-        "--seed", type=_key_seed, default=0, metavar="N", help="of the split, batches, and noise"
+        "--seed",
+        type=_integer(0, 2**31 - 1),
+        default=0,
+        metavar="N",
+        help="of the held-out part, the batches, and the noise",
     )
     parser.add_argument(
         "--implementation",

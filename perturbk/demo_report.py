@@ -22,7 +22,6 @@ _SAMPLES = 64_000  # of all these runs together, at least
 # that the mean of its samples is far from normal, and a standard error says little.
 _EVENTS = 100
 _Z = 6.0  # standard errors: one normal variate in a billion lies outside
-_RUN_BELOW = 4 << 30  # bytes of temporaries; what needs more is compiled and not run
 
 
 class WrongResult(Exception):
@@ -46,11 +45,11 @@ def report(task: Task, settings: Settings) -> Iterator[str]:
     fs = {"perturbk": task.perturbed, **_others(task, settings)}
     weights = np.random.default_rng(settings.seed).normal(size=task.x.shape)
     args = (jax.random.split(jax.random.key(settings.seed), rows), task.x, jnp.float32(weights))
-    values = {name: _compiled(_value, f, args) for name, f in fs.items()}
-    grads = {name: _compiled(_value_and_grad, f, args) for name, f in fs.items()}
+    values = {name: compiled(_value, f, args) for name, f in fs.items()}
+    grads = {name: compiled(value_and_grad, f, args) for name, f in fs.items()}
 
     yield ""
-    yield from _against_closed_form(task, settings, grads["perturbk"], args)
+    yield from against_closed_form(task, settings, grads["perturbk"], args)
     yield ""
     yield _row("", *fs)
     for what, programs in (("value", values), ("value and gradient", grads)):
@@ -68,10 +67,10 @@ def _others(task: Task, settings: Settings) -> dict[str, Callable]:
         noise=perturbk.Gumbel(),
     )
     others: dict[str, Callable] = {"naive": plain}
-    fun: Any = task.fun
     if importlib.util.find_spec("optax"):
         from optax import perturbations
 
+        fun: Any = task.fun  # optax's annotations want one of trees
         others["optax"] = perturbations.make_perturbed_fun(fun, settings.samples, settings.sigma)
     return others
 
@@ -81,13 +80,14 @@ def _value(f: Callable, keys: jax.Array, x: jax.Array, weights: jax.Array) -> ja
     return jax.vmap(f)(keys, x)
 
 
-def _value_and_grad(f: Callable, keys: jax.Array, x: jax.Array, weights: jax.Array):
+def value_and_grad(f: Callable, keys: jax.Array, x: jax.Array, weights: jax.Array):
     """(value, gradient of <weights, value> with respect to x)."""
     value, pullback = jax.vjp(lambda x: jax.vmap(f)(keys, x), x)
     return value, pullback(weights)[0]
 
 
-def _compiled(program: Callable, f: Callable, args: tuple) -> jax.stages.Compiled:
+def compiled(program: Callable, f: Callable, args: tuple) -> jax.stages.Compiled:
+    """`program` of a perturbed function, compiled for such arguments."""
     return jax.jit(functools.partial(program, f)).lower(*args).compile()
 
 
@@ -117,7 +117,7 @@ _CLOSED_FORMS = {
 }
 
 
-def _against_closed_form(task: Task, settings: Settings, program, args) -> Iterator[str]:
+def against_closed_form(task: Task, settings: Settings, program, args) -> Iterator[str]:
     """Errors of the mean over many keys, in standard errors that these keys give."""
     runs = max(_KEYS, -(-_SAMPLES // settings.samples))
     _, x, weights = args
@@ -149,50 +149,33 @@ def _against_closed_form(task: Task, settings: Settings, program, args) -> Itera
 
 def _costs(what: str, programs: dict[str, jax.stages.Compiled], args) -> Iterator[str]:
     """Times, and peaks of memory beside arguments and results, with ratios to perturbk's."""
-    memory = {name: measure.temp_bytes(program) for name, program in programs.items()}
-    calls = {
-        name: functools.partial(program, *args)
-        for name, program in programs.items()
-        if memory[name] < _RUN_BELOW
-    }
+    calls = {name: functools.partial(program, *args) for name, program in programs.items()}
     times = measure.alternate(calls, seconds=1)
     cells = []
     for name in programs:
-        if name not in calls:
-            cells.append("not run: memory")
-        else:
-            ratio = "" if name == "perturbk" else f" ({times.ratio(name, 'perturbk'):.1f}x)"
-            cells.append(f"{times.median(name) * 1e3:.2f} ms{ratio}")
+        ratio = f" ({times.ratio(name, 'perturbk'):.1f}x)" if name != "perturbk" else ""
+        cells.append(f"{times.median(name) * 1e3:.2f} ms{ratio}")
     yield _row(f"{what}, time", *cells)
-    ours = memory["perturbk"]
-    yield _row(
-        f"{what}, memory",
-        *(
-            f"{m / 1e6:.2f} MB" + (f" ({m / ours:.1f}x)" if name != "perturbk" else "")
-            for name, m in memory.items()
-        ),
-    )
+    memory = {name: measure.temp_bytes(program) for name, program in programs.items()}
+    cells = []
+    for name, size in memory.items():
+        ratio = f" ({size / max(1, memory['perturbk']):.1f}x)" if name != "perturbk" else ""
+        cells.append(f"{size / 1e6:.2f} MB{ratio}")
+    yield _row(f"{what}, memory", *cells)
 
 
 def _differences(grads: dict[str, jax.stages.Compiled], args, settings: Settings) -> Iterator[str]:
     """Largest differences from the others' results under the same key."""
-    results = {
-        name: program(*args)
-        for name, program in grads.items()
-        if name == "perturbk" or measure.temp_bytes(program) < _RUN_BELOW
-    }
+    ours, *others = (program(*args) for program in grads.values())
+    # Up to rounding; by which, in a few samples of N, a near tie may fall the other way.
+    tolerance = 1e-5 + 10 / settings.samples
     for i, what in enumerate(("value", "gradient")):
         cells = [""]
-        for name in list(grads)[1:]:
-            if name not in results:
-                cells.append("-")
-                continue
-            most, largest = measure.max_difference(results["perturbk"][i], results[name][i])
-            cells.append(f"{most:.1e} of {largest:.2g}")
-            # Up to rounding; by which, in one sample of N, a near tie may fall the other way.
-            bound = (1e-5 + 10 / settings.samples) * largest
-            if not most <= bound:
-                raise WrongResult(f"the {what} differs from that of {name} by {most:.1e}")
+        for name, theirs in zip(list(grads)[1:], others, strict=True):
+            difference, largest = measure.max_difference(ours[i], theirs[i])
+            cells.append(f"{difference:.1e} of {largest:.2g}")
+            if not difference <= tolerance * largest:
+                raise WrongResult(f"the {what} differs from that of {name} by {cells[-1]}")
         yield _row(f"{what}, difference", *cells)
 
 

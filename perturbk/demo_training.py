@@ -34,7 +34,6 @@ class Task:
         fun: what it perturbs.
         x: float32 [rows, d], outputs of the trained model on held-out data.
         rows: what the rows are, for the reader.
-        target: float32 [rows, d], what `perturbed` should have been there.
         before, after: quality on held-out data.
     """
 
@@ -43,7 +42,6 @@ class Task:
     fun: Callable[[jax.Array], jax.Array]
     x: jax.Array
     rows: str
-    target: jax.Array
     before: float
     after: float
 
@@ -102,7 +100,6 @@ def classify_digits(settings: Settings) -> Task:
         perturbk.argmax_one_hot,
         outputs(params, images[rows]),
         "held-out digits",
-        labels[rows],
         before,
         after,
     )
@@ -159,7 +156,6 @@ def rank_wines(settings: Settings) -> Task:
         perturbk.ranking,
         others[batch] @ weights,
         "lists of held-out wines",
-        perturbk.ranking(colour[batch]).astype(jnp.float32),
         before,
         after,
     )

@@ -9,8 +9,7 @@ tracing do not matter. It has two variants:
 from __future__ import annotations
 
 import dataclasses
-import functools
-import types
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
@@ -18,6 +17,8 @@ import jax
 import numpy as np
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from perturbk.values import hashable
 
 Ref = tuple[Any, ...]  # ("input", i), ("output", equation, j), ("literal", ...) or ("const", ...)
 
@@ -31,9 +32,6 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
 }
 _IDENTITIES = {"stop_gradient", "copy"}
-# What JAX keeps beside a derivative rule while it traces: no part of what the rule computes.
-_TRACING = {"DebugInfo", "DynamicJaxprTrace", "EqualStore", "Store"}
-_MEMO = {"cells", "sentinel"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +137,30 @@ def canonical(jaxpr: Jaxpr | ClosedJaxpr, *, inline: bool) -> Program:
     return Program(avals, tuple(equations), tuple(outputs))
 
 
+_forms: weakref.WeakKeyDictionary[Any, Hashable] = weakref.WeakKeyDictionary()
+
+
+def _form(jaxpr: Jaxpr | ClosedJaxpr) -> Hashable:
+    """The form of a jaxpr within another; JAX keeps that of a jitted function between calls."""
+    if (form := _forms.get(jaxpr)) is None:
+        consts = tuple(hashable(c, _form) for c in getattr(jaxpr, "consts", ()))
+        form = _forms[jaxpr] = canonical(jaxpr, inline=False), consts
+    return form
+
+
+def _form_inlined(jaxpr: Jaxpr | ClosedJaxpr) -> Hashable:
+    consts = tuple(hashable(c, _form_inlined) for c in getattr(jaxpr, "consts", ()))
+    return canonical(jaxpr, inline=True), consts
+
+
+def _literal(atom: Literal, form: Callable[[Any], Hashable]) -> Hashable:
+    """Its value in the dtype that it is used in."""
+    dtype = getattr(atom.aval, "dtype", None)
+    if isinstance(dtype, np.dtype) and isinstance(atom.val, int | float | complex | np.ndarray):
+        return np.asarray(atom.val, dtype).tobytes()
+    return hashable(atom.val, form)
+
+
 def _inputs(jaxpr: Jaxpr | ClosedJaxpr) -> list:
     return [*getattr(jaxpr, "jaxpr", jaxpr).constvars, *getattr(jaxpr, "jaxpr", jaxpr).invars]
 
@@ -146,10 +168,11 @@ def _inputs(jaxpr: Jaxpr | ClosedJaxpr) -> list:
 def _walk(jaxpr, inputs: list[Ref], equations: list[Equation], inline: bool) -> list[Ref]:
     """Appends the equations of a jaxpr; returns what its outputs refer to."""
     env = dict(zip(_inputs(jaxpr), inputs, strict=True))
+    form = _form_inlined if inline else _form
 
     def read(atom) -> Ref:
         if isinstance(atom, Literal):
-            return "literal", _aval(atom.aval, inline), _value(atom.val, inline)
+            return "literal", _aval(atom.aval, inline), _literal(atom, form)
         return env[atom]
 
     for eqn in jaxpr.eqns:
@@ -157,13 +180,13 @@ def _walk(jaxpr, inputs: list[Ref], equations: list[Equation], inline: bool) -> 
         name = eqn.primitive.name
         if inline and name in _CALLS:
             inner = eqn.params[_CALLS[name]]
-            closed = [("const", _value(c, inline)) for c in getattr(inner, "consts", ())]
+            closed = [("const", hashable(c, form)) for c in getattr(inner, "consts", ())]
             outs = _walk(inner, closed + refs, equations, inline)
         elif inline and (name in _IDENTITIES or _converts_nothing(eqn)):
             outs = refs
         else:
             params = tuple(
-                (k, _value(v, inline))
+                (k, hashable(v, form))
                 for k, v in sorted(eqn.params.items())
                 if not (k == "name" and name in _CALLS)
             )
@@ -184,70 +207,6 @@ def _converts_nothing(eqn) -> bool:
 
 def _aval(aval, inline: bool) -> Any:
     return (aval.shape, aval.dtype) if inline and hasattr(aval, "shape") else aval
-
-
-class _Identity:
-    """Stands for an object that is equal only to itself, and keeps it alive."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and self.value is other.value
-
-
-def _value(value: Any, inline: bool, within: tuple[int, ...] = ()) -> Hashable:
-    """A parameter, literal or constant in hashable form; what is not understood, by identity.
-
-    A function is its code and what that refers to, for JAX and users make new closures on each
-    call. `within` holds the functions that this value is a part of, which may be recursive.
-    """
-    if id(value) in within:
-        return "recursion", within.index(id(value))
-    each = functools.partial(_value, inline=inline, within=(*within, id(value)))
-    if isinstance(value, Jaxpr | ClosedJaxpr):
-        consts = tuple(map(each, getattr(value, "consts", ())))
-        return canonical(value, inline=inline), consts
-    if type(value) in (tuple, list):
-        return type(value), tuple(map(each, value))
-    if isinstance(value, np.integer):
-        return int, int(value)
-    if isinstance(value, float):
-        return float, value.hex()  # tells the zeros apart, and NaN equals itself
-    if isinstance(value, np.ndarray | np.generic) or type(value).__name__ == "TypedNdArray":
-        array = np.asarray(value)
-        if array.dtype != object:
-            return array.dtype, array.shape, array.tobytes()
-    if isinstance(value, functools.partial):
-        return "partial", each(value.func), each(value.args), each(sorted(value.keywords.items()))
-    if (wrapped := getattr(value, "f_transformed", None)) is not None:  # jax's WrappedFun
-        return "wrapped", each(wrapped)
-    if isinstance(value, types.FunctionType):
-        return _function(value, each)
-    if type(value).__name__ in _TRACING and type(value).__module__.startswith("jax."):
-        return type(value)
-    try:
-        hash(value)
-    except TypeError:
-        return _Identity(value)
-    return type(value), value
-
-
-def _function(f: types.FunctionType, each) -> Hashable:
-    memo = _MEMO if f.__module__ == "jax._src.interpreters.partial_eval" else ()
-    cells = []
-    for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
-        if name not in memo:
-            try:
-                content = cell.cell_contents
-            except ValueError:  # not assigned yet
-                content = cell
-            cells.append(each(content))
-    defaults = each(f.__defaults__), each(sorted((f.__kwdefaults__ or {}).items()))
-    return f.__code__, _Identity(f.__globals__), defaults, tuple(cells)
 
 
 class Traced:

@@ -1,9 +1,12 @@
-"""Comparisons that several files make, and a compiler setting for programs that run once."""
+"""What several files share: comparisons, and settings for compiling and tuning."""
 
+import contextlib
 import functools
 
 import jax
 import numpy as np
+
+from perturbk.kernels.tuning import TUNING
 
 # Without LLVM's optimisations a program compiles in a third of the time. For tests in which
 # compiling is all the work; the others see what users see.
@@ -35,3 +38,27 @@ def assert_relatively_close(actual, expected, rel=1e-5):
     """
     for a, e in _pairs(actual, expected):
         np.testing.assert_allclose(a, e, rtol=rel, atol=rel * (np.max(np.abs(e)) or 1))
+
+
+@contextlib.contextmanager
+def fresh_caches():
+    """What is compiled within was compiled within, and is forgotten behind."""
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.clear_caches()
+
+
+@contextlib.contextmanager
+def tuned(**numbers):
+    """Other tuning numbers, for all modules."""
+    before = {name: getattr(TUNING, name) for name in numbers}
+    try:
+        with fresh_caches():
+            for name, value in numbers.items():
+                object.__setattr__(TUNING, name, value)
+            yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(TUNING, name, value)

@@ -6,9 +6,14 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
+import perturbk
+from perturbk import demo_report
 from perturbk.__main__ import main
+from perturbk.demo_training import Settings, Task
 
 TINY = ["--samples", "40", "--steps", "3"]
 
@@ -76,12 +81,16 @@ def test_says_what_ran_and_where(output):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samples", "0"], "argument --samples: must be a positive integer, got '0'"),
-        (["--samples", "many"], "argument --samples: must be a positive integer, got 'many'"),
+        (["--samples", "0"], "argument --samples: must be an integer from 1 to 100000, got '0'"),
+        (["--samples", "100001"], "got '100001'"),
+        (
+            ["--samples", "many"],
+            "argument --samples: must be an integer from 1 to 100000, got 'many'",
+        ),
         (["--sigma", "-1"], "argument --sigma: must be a positive finite number, got '-1'"),
         (["--sigma", "inf"], "argument --sigma: must be a positive finite number, got 'inf'"),
-        (["--steps", "1.5"], "argument --steps: must be a positive integer, got '1.5'"),
-        (["--seed", "-1"], "argument --seed: must be an integer from 0"),
+        (["--steps", "1.5"], "argument --steps: must be an integer from 1 to 1000000, got '1.5'"),
+        (["--seed", "-1"], "argument --seed: must be an integer from 0 to 2147483647, got '-1'"),
         (["--implementation", "cuda"], "invalid choice: 'cuda'"),
         (["--sample", "5"], "unrecognized arguments: --sample"),
     ],
@@ -104,6 +113,24 @@ def test_help_names_every_option(capsys):
     text = capsys.readouterr().out
     for option in ("--samples", "--sigma", "--steps", "--seed", "--implementation"):
         assert option in text
+
+
+@pytest.mark.parametrize("wrong_sigma", [None, 1.05])
+@pytest.mark.parametrize("name", ["argmax", "ranking"])
+def test_a_wrong_result_is_noticed(name, wrong_sigma):
+    fun = {"argmax": perturbk.argmax_one_hot, "ranking": perturbk.ranking}[name]
+    settings = Settings(samples=1000, sigma=1.0, steps=1, seed=0, implementation=None)
+    f = perturbk.make_perturbed_fun(fun, settings.samples, wrong_sigma or settings.sigma)
+    x = jax.random.normal(jax.random.key(0), (4, 6))
+    task = Task(name, f, fun, x, rows="", before=0.0, after=0.0)
+    args = (jax.random.split(jax.random.key(1), 4), x, jnp.ones((4, 6)).at[:, 0].set(-1.0))
+    program = demo_report.compiled(demo_report.value_and_grad, f, args)
+    lines = demo_report.against_closed_form(task, settings, program, args)
+    if wrong_sigma is None:
+        assert len(list(lines)) == 3
+    else:
+        with pytest.raises(demo_report.WrongResult, match="standard errors off"):
+            list(lines)
 
 
 def test_without_scikit_learn(monkeypatch, capsys):

@@ -1,0 +1,83 @@
+"""Noise belongs to the sample and the element: no block size changes a winner or a rank."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perturbk
+from checks import assert_bit_equal, assert_relatively_close, tuned
+from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.tuning import Tuning
+
+DEFAULTS = dataclasses.asdict(Tuning())
+OTHERS = {
+    "smaller": {k: max(1, v // (256 if v >= 4096 else 4)) for k, v in DEFAULTS.items()},
+    "larger": {k: 4 * v for k, v in DEFAULTS.items()},
+}
+X = {
+    "argmax": np.random.default_rng(0).normal(size=(2, 70)).astype(np.float32),
+    "ranking": np.random.default_rng(1).normal(size=(3, 19)).astype(np.float32),
+    "general": np.random.default_rng(2).normal(size=(5, 40)).astype(np.float32),
+}
+
+
+def fun(x):
+    return {
+        "argmax": perturbk.argmax_one_hot(x["argmax"]),
+        "ranking": perturbk.ranking(x["ranking"]),
+        "general": x["general"] > 0,
+    }
+
+
+def results(implementation):
+    """The value, of which all entries are integers over N, and a gradient."""
+    f = perturbk.make_perturbed_fun(fun, 300, 0.5, implementation=implementation)
+
+    def loss(x):
+        out = f(jax.random.key(3), x)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
+
+    gradient, value = jax.jit(jax.grad(loss, has_aux=True))(X)
+    return value, gradient
+
+
+at_defaults = functools.cache(results)
+
+
+@pytest.mark.parametrize("numbers", OTHERS)
+def test_values_are_bit_equal_and_gradients_equal_up_to_rounding(numbers, implementation):
+    value, gradient = at_defaults(implementation)
+    with tuned(**OTHERS[numbers]):
+        other_value, other_gradient = results(implementation)
+    assert_bit_equal(other_value, value)
+    assert_relatively_close(other_gradient, gradient)
+
+
+def _by_position(k0, k1, element):
+    """Bits of a sample's position in its block, whatever its key."""
+    del k1
+    position = jax.lax.iota(jnp.uint32, k0.size).reshape(k0.shape)
+    return element_bits(position, jnp.zeros_like(position), element)
+
+
+def test_noise_keyed_by_the_position_in_a_block_is_caught(implementation, monkeypatch):
+    users = [
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("perturbk.") and hasattr(module, "element_bits")
+    ]
+    assert len(users) > 3
+    for module in users:
+        monkeypatch.setattr(module, "element_bits", _by_position)
+    with tuned():
+        value, _ = results(implementation)
+    with tuned(**OTHERS["smaller"]):
+        other_value, _ = results(implementation)
+    for leaf in ("argmax", "ranking", "general"):
+        with pytest.raises(AssertionError, match="not equal"):
+            assert_bit_equal(other_value[leaf], value[leaf])

@@ -1,0 +1,100 @@
+"""The GPU kernels through XLA's CUDA compiler and ptxas, with no GPU at hand.
+
+Needs JAX's CUDA plugin (without CUDA's libraries) and triton, which no extra of ours for testing
+installs; .ci/run does. Runs in processes of their own, because XLA reads its flags once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(importlib.util.find_spec, ("jax_plugins.xla_cuda13", "triton")))
+        if importlib.util.find_spec("jax_plugins")
+        else True,
+        reason="no jax-cuda13-plugin or no triton",
+    ),
+    pytest.mark.skipif(not BENCH.exists(), reason="bench/ is not here"),
+]
+
+COMPILE = """
+import sys, tempfile
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import gpu_aot
+with tempfile.TemporaryDirectory() as folder:
+    kept = gpu_aot.prepare(Path(folder))
+    import jax, jax.numpy as jnp, optax
+    import perturbk
+
+    def gradient(make, op, num_samples):
+        fun = {
+            "argmax": lambda x: jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1]),
+            "ranking": lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1),
+        }[op]
+        f = make(fun, num_samples, 0.5)
+        return lambda key, x: jax.value_and_grad(lambda x: jnp.sum(f(key, x) ** 2))(x)
+
+    def temporaries(make, op, batch, d, num_samples, dtype=jnp.float32):
+        key, x = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((batch, d), dtype)
+        program = gpu_aot.compile_for_h200(gradient(make, op, num_samples), key, x)
+        return program.memory_analysis().temp_size_in_bytes
+    exec(sys.argv[2])
+"""
+
+
+def _run(script: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(BENCH), script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_kernels_compile_at_ragged_shapes():
+    """Value and gradient, both ops, down to one coordinate and one sample."""
+    script = """
+for op, batch, d, num_samples in (
+    ("argmax", 1, 1, 1), ("argmax", 3, 63, 129), ("argmax", 1, 1000, 1000),
+    ("ranking", 1, 1, 1), ("ranking", 3, 33, 129), ("ranking", 2, 64, 1000),
+    ("ranking", 2, 300, 100),
+):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        temporaries(perturbk.make_perturbed_fun, op, batch, d, num_samples, dtype)
+        print(op, batch, d, num_samples, len(list(kept.iterdir())), "kernels")
+"""
+    lines = _run(script).splitlines()
+    assert len(lines) == 14
+    counts = [int(line.split()[-2]) for line in lines]
+    assert counts == sorted(counts) and counts[0] > 0
+
+
+def test_temporaries_are_a_twentieth_of_optax():
+    script = """
+import optax
+for op in ("argmax", "ranking"):
+    ours, theirs = (
+        temporaries(make, op, 256, 100, 1000)
+        for make in (perturbk.make_perturbed_fun, optax.perturbations.make_perturbed_fun)
+    )
+    print(op, ours, theirs)
+"""
+    for line in _run(script).splitlines():
+        op, ours, theirs = line.split()
+        assert int(theirs) >= 20 * int(ours), (op, ours, theirs)
+
+
+def test_instructions_are_as_recorded():
+    tool = BENCH / "gpu_instructions.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", tool, "--check"],
+        capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
