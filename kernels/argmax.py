@@ -5,6 +5,7 @@ Ties go to the first index and the first NaN wins, as in `jnp.argmax`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -82,11 +83,28 @@ def _grouped(
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     """sum_s W_s one_hot(winner_s): [..., rows, N] codes and [..., N] weights -> [..., rows, d]."""
-    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
     if d <= TUNING.compare_most:
-        axis = codes.ndim - 1
-        index = lax.broadcasted_iota(jnp.int32, (*(1,) * axis, d, 1), axis)
-        return jnp.sum(jnp.where(codes[..., None, :] == index, w[..., None, :], 0.0), -1)
+        return weighted_by_comparison(codes, weights, d)
+    scatter = functools.partial(_weighted_by_scatter, d=d)
+    compare = functools.partial(weighted_by_comparison, d=d)
+    # A TPU scatters one element at a time.
+    return lax.platform_dependent(codes, weights, tpu=compare, default=scatter)
+
+
+def weighted_by_comparison(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
+    return jnp.sum(jnp.where(_is_winner(codes, d), w[..., None, :], 0.0), -1)
+
+
+def _is_winner(codes: jax.Array, d: int) -> jax.Array:
+    """The one-hot outputs, with the samples last: [..., N] -> [..., d, N]."""
+    axis = codes.ndim - 1
+    index = lax.broadcasted_iota(jnp.int32, (*(1,) * axis, d, 1), axis)
+    return codes[..., None, :] == index
+
+
+def _weighted_by_scatter(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
+    w = jnp.broadcast_to(weights[..., None, :], codes.shape)
     flat, w = codes.reshape(-1, codes.shape[-1]), w.reshape(-1, codes.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
     out = jnp.zeros((flat.shape[0], d), w.dtype)
@@ -96,6 +114,16 @@ def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
 
 def dot(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
     """<one_hot(winner_s), g>, summed over rows: [..., rows, N] and [..., rows, d] -> [..., N]."""
+    # A TPU gathers one element at a time.
+    return lax.platform_dependent(codes, cotangent, tpu=dot_by_comparison, default=_dot_by_gather)
+
+
+def dot_by_comparison(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
+    winner = _is_winner(codes, cotangent.shape[-1])
+    return jnp.sum(jnp.where(winner, cotangent[..., None], 0.0), (-3, -2))
+
+
+def _dot_by_gather(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
     flat = codes.reshape(-1, codes.shape[-1])
     g = cotangent.reshape(flat.shape[0], cotangent.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)

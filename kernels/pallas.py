@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 
-def _compiler_params(platform: str):
+def _compiler_params(platform: str, semantics: Sequence[str] | None, vmem_bytes: int | None):
     if platform in ("cuda", "rocm"):
         from jax.experimental.pallas import triton as plgpu
 
@@ -23,7 +23,7 @@ def _compiler_params(platform: str):
     if platform == "tpu":
         from jax.experimental.pallas import tpu as pltpu
 
-        return pltpu.CompilerParams(dimension_semantics=None)
+        return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=vmem_bytes)
     return None
 
 
@@ -31,14 +31,23 @@ def launch(
     body: Callable[..., None],
     operands: Sequence[jax.Array],
     in_specs: Sequence[pl.BlockSpec],
-    out_spec: pl.BlockSpec,
-    out_shape: jax.ShapeDtypeStruct,
+    out_spec: pl.BlockSpec | Sequence[pl.BlockSpec],
+    out_shape: jax.ShapeDtypeStruct | Sequence[jax.ShapeDtypeStruct],
     *,
     grid: tuple[int, ...],
     name: str,
     platform: str,
-) -> jax.Array:
-    """Runs one kernel on `platform`; on a CPU in interpret mode, for tests."""
+    scratch: Sequence[object] = (),
+    semantics: Sequence[str] | None = None,
+    vmem_bytes: int | None = None,
+):
+    """Runs one kernel on `platform`; on a CPU in interpret mode, for tests.
+
+    Only for a TPU's kernels:
+        scratch: memory that outlives a program, see `vmem`.
+        semantics: "parallel" or "arbitrary" (in order, on one core) for each axis of the grid.
+        vmem_bytes: vector memory that the kernel may use, if more than the compiler's default.
+    """
     with warnings.catch_warnings():
         # jax 0.11 announces the end of the Triton lowering of Pallas; nothing else is filtered.
         warnings.filterwarnings("ignore", message=".*Triton.*", category=DeprecationWarning)
@@ -48,10 +57,25 @@ def launch(
             in_specs=list(in_specs),
             out_specs=out_spec,
             out_shape=out_shape,
-            compiler_params=_compiler_params(platform),
+            scratch_shapes=list(scratch),
+            compiler_params=_compiler_params(platform, semantics, vmem_bytes),
             interpret=platform == "cpu",
             name=f"perturbk_{name}",
         )(*operands)
+
+
+def vmem(shape: tuple[int, ...], dtype) -> object:
+    """Scratch in a TPU's vector memory."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.VMEM(shape, dtype)
+
+
+def roll(a: jax.Array, shift: jax.Array, axis: int) -> jax.Array:
+    """`jnp.roll` by a traced, non-negative shift, in a TPU's kernel."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.roll(a, shift, axis)
 
 
 def opaque(a: jax.Array, platform: str) -> jax.Array:

@@ -23,8 +23,9 @@ def code_dtype(d: int) -> type:
 
 def sort_key(y: jax.Array) -> jax.Array:
     """int32 keys in the order in which `jnp.sort` puts float32 values: -0 == +0, NaN last."""
-    bits = lax.bitcast_convert_type(y + np.float32(0), jnp.int32)
-    key = jnp.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    bits = lax.bitcast_convert_type(y, jnp.int32)
+    # Sign and magnitude; -0 becomes 0. (XLA drops a `y + 0` that would see to it.)
+    key = jnp.where(bits < 0, -(bits & np.int32(0x7FFFFFFF)), bits)
     return jnp.where(y != y, np.int32(0x7FFFFFFF), key)
 
 

@@ -23,8 +23,14 @@ def threefry2x32(
 
     All four are uint32 and broadcast against each other; returns two uint32 words of that shape.
     """
+    return keyed_rounds(k0, k1, x0 + k0, x1 + k1)
+
+
+def keyed_rounds(
+    k0: jax.Array, k1: jax.Array, x0: jax.Array, x1: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The rounds of `threefry2x32`, on counter words to which the key words are already added."""
     schedule = (k0, k1, k0 ^ k1 ^ _PARITY)
-    x0, x1 = x0 + k0, x1 + k1
     for i in range(5):
         for r in _ROTATIONS[i % 2]:
             x0 = x0 + x1

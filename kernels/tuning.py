@@ -42,6 +42,28 @@ class Tuning:
     kernel_counting_most: int = 64
     # Coordinates compared with a tile in one step of the ranking kernel: a TPU's sublanes.
     kernel_compare: int = 8
+    # TPU. Most coordinates drawn together. Their rounds are independent and fill the four vector
+    # slots of a bundle but at the start and the end of a step: 8 cost a tenth more cycles, 40 save
+    # 2% and compile for longer.
+    tpu_step: int = 25
+    # The same where a CPU interprets the kernels for tests, and compiles what is unrolled.
+    tpu_step_interpreted: int = 3
+    # Coordinates of a row that one program takes: enough to make its start cheap; sums over
+    # samples hold a vector (4 KB) for each.
+    tpu_piece: int = 1024
+    # Ranking d values by counting takes about this times d^2 cycles of the compiler's schedule, by
+    # a network of n = 2^k about n k^2: d = 32 and 90 are counted, 64 and 100 are sorted.
+    tpu_counting_cost: float = 0.72
+    # Values that fit the vector memory of every chip with their keys, places and sums: 12 MB. XLA
+    # ranks longer rows.
+    tpu_ranking_most: int = 1024
+    # Vectors that see the same noise, for which a kernel draws it anew each time and XLA only once.
+    tpu_shared_most: int = 2
+    # From this many blocks of 128 samples on, a row's samples are padded to whole vectors rather
+    # than its coordinates repeated for each block.
+    tpu_aligned_from: int = 32
+    # A short row is cut into segments, to fill the sublanes, if they keep as many coordinates.
+    tpu_segment_least: int = 256
 
 
 TUNING = Tuning()

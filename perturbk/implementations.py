@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import pallas_ops, pallas_score, xla, xla_score
+from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, xla, xla_score
 from perturbk.kernels.ops import OPS
 from perturbk.kernels.tuning import TUNING
 
@@ -48,31 +48,46 @@ def _table(ops, score, **static) -> dict[str, Callable]:
     }
 
 
+def _pallas(platform: str) -> dict[str, Callable]:
+    """The fused kernels: a TPU has its own, and a CPU interprets those of the GPU."""
+    ops, score = (tpu_ops, tpu_score) if platform == "tpu" else (pallas_ops, pallas_score)
+    return _table(ops, score, platform=platform)
+
+
 # A new implementation is a line here: platform -> its kernels.
 _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
     "xla": lambda platform: _table(xla, xla_score),
-    "pallas": lambda platform: _table(pallas_ops, pallas_score, platform=platform),
+    "pallas": _pallas,
 }
 IMPLEMENTATIONS = tuple(_KERNELS)
 
 
-def choose(platform: str, op: str | None, d: int) -> tuple[str, str]:
+def choose(platform: str, op: str | None, d: int, shared: int = 1) -> tuple[str, str]:
     """What `implementation=None` means: (name, reason), for an op or the score (None).
 
     Args:
         platform: one of `PLATFORMS`.
         op: a key of `perturbk.kernels.ops.OPS`.
         d: coordinates in a row.
+        shared: vectors that see the same noise, because a call is mapped over x alone.
     """
     if platform == "cpu":
         return "xla", "Pallas has no compiled CPU backend"
-    if op is not None and OPS[op].streamed and d > TUNING.kernel_counting_most:
-        return "xla", f"above {TUNING.kernel_counting_most} coordinates a sort beats counting"
+    on_tpu = platform == "tpu"
+    if on_tpu and shared > TUNING.tpu_shared_most:
+        return "xla", f"{shared} vectors share their noise, which XLA draws once"
+    most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_counting_most
+    if op is not None and OPS[op].streamed and d > most:
+        why = "XLA sorts: their keys would not fit" if on_tpu else "a sort beats counting"
+        return "xla", f"above {most} coordinates {why}"
+    if on_tpu:
+        return "pallas", "fused: fewer cycles than XLA's program, in the compiler's schedule"
     return "pallas", "fused: the noise never leaves the registers"
 
 
 def run(name: str, platform: str, *operands, implementation: str | None, **params) -> jax.Array:
     """Runs kernel `name` as lowered for `platform`."""
     if implementation is None:
-        implementation, _ = choose(platform, params.get("op"), operands[1].shape[-1])
+        _, shared, *_, d = operands[1].shape
+        implementation, _ = choose(platform, params.get("op"), d, shared)
     return _KERNELS[implementation](platform)[name](*operands, **params)

@@ -1,0 +1,58 @@
+"""Perturbed rows on a TPU: the operands x, sigma and keys, cut into units, and y = x + sigma z."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from perturbk.kernels.noise import NOISES
+from perturbk.kernels.tpu_units import VECTOR, Units
+
+
+class Rows:
+    """Operands of `xla.py` for the kernels of the ops; a plane is (group, shared vector, row)."""
+
+    def __init__(
+        self, keys, x, sigma, *, noise: str, inner: int, platform: str, fill: float, whole=False
+    ):
+        self.groups, self.shared, self.rows, self.d = x.shape
+        self.noise = noise
+        planes = self.groups * self.shared * self.rows
+        self.units = units = Units(planes, self.d, keys.shape[-1], inner, whole, platform)
+        sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
+        # One sigma for a whole row is a vector; otherwise it is spread like x.
+        self.uniform = sigma.shape[3] == 1
+        if self.uniform:
+            sigma, sigma_spec = units.by_plane(sigma.reshape(-1)), units.unit_spec
+        else:
+            sigma = units.by_coordinate(sigma.reshape(planes, self.d), 1)
+            sigma_spec = units.coordinate_spec
+        self.operands: Sequence[jax.Array] = [
+            units.by_sample(keys),
+            units.base(self.rows),
+            units.by_coordinate(x.reshape(planes, self.d), fill),
+            sigma,
+        ]
+        self.in_specs: Sequence[pl.BlockSpec] = [
+            units.sample_spec(2, self.groups),
+            units.unit_spec,
+            units.coordinate_spec,
+            sigma_spec,
+        ]
+
+    def perturbed(self, x_ref, sigma_ref) -> Callable[..., list[jax.Array]]:
+        """(step, bits of its coordinates) -> y of its coordinates, a vector of units for each."""
+        variate, units = NOISES[self.noise].variate, self.units
+
+        def at(q, bits: list[jax.Array]) -> list[jax.Array]:
+            if self.uniform:
+                sigma = [jnp.broadcast_to(sigma_ref[...], VECTOR)] * len(bits)
+            else:
+                sigma = units.columns(sigma_ref, q)
+            x = units.columns(x_ref, q)
+            return [a + s * variate(b) for a, s, b in zip(x, sigma, bits, strict=True)]
+
+        return at
