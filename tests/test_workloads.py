@@ -1,0 +1,46 @@
+"""The workloads of the benchmarks, those of at most two million variates: the numbers of optax."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import perturbk
+from checks import assert_relatively_close, assert_rounding_apart
+from workloads import WORKLOADS
+
+SMALL = {w.name: w for w in WORKLOADS if w.variates <= 2_000_000}
+
+
+def results(name, make):
+    workload = SMALL[name]
+    f = workload.over_rows(make(workload.fun, workload.num_samples, workload.sigma))
+    key, x = workload.key(), workload.x()
+    g = jax.random.normal(jax.random.key(5), x.shape)
+
+    def value_and_vjp(key, x):
+        value, pull = jax.vjp(lambda x: f(key, x), x)
+        return value, pull(g)[0]
+
+    return jax.jit(value_and_vjp)(key, x)
+
+
+@functools.cache
+def of_optax(name):
+    return results(name, optax.perturbations.make_perturbed_fun)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_numbers_of_optax(name, implementation):
+    make = functools.partial(perturbk.make_perturbed_fun, implementation=implementation)
+    (value, vjp), (expected_value, expected_vjp) = results(name, make), of_optax(name)
+    assert_rounding_apart(value, expected_value)
+    assert_relatively_close(vjp, expected_vjp)
+
+
+def test_all_sizes_are_named_once():
+    assert len({w.name for w in WORKLOADS}) == len(WORKLOADS)
+    assert {w.op for w in WORKLOADS} == {"argmax", "ranking", "general"}
+    assert jnp.shape(WORKLOADS[2].x()) == (16, 100)
