@@ -9,6 +9,7 @@ tracing do not matter. It has two variants:
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -246,9 +247,9 @@ def trace(fun: Callable[[Any], Any], x: Any) -> tuple[Traced, list[Any], Any]:
     Returns:
         (traced, consts, tree of the output). consts are the arrays and tracers closed over.
     """
-    # The lambda is new on each call: make_jaxpr remembers what it traced by the identity of the
+    # A new function on each call: make_jaxpr remembers what it traced by the identity of the
     # function, and would not see that a value which `fun` reads (an attribute, say) has changed.
-    closed, shapes = jax.make_jaxpr(lambda x: fun(x), return_shape=True)(x)
+    closed, shapes = jax.make_jaxpr(functools.partial(fun), return_shape=True)(x)
     j = closed.jaxpr
     # Since 0.12 a jaxpr holds its consts; this one does not.
     jaxpr = Jaxpr(j.constvars, j.invars, j.outvars, j.eqns, j.effects, j.debug_info)

@@ -61,6 +61,7 @@ class PerturbedFunction:
         key = validate.check_key(key)
         leaves, treedef = validate.check_leaves(x, self._sigma)
         traced, consts, out_tree = trace(self._fun, jax.tree.unflatten(treedef, leaves))
+        validate.check_output(jax.tree.unflatten(out_tree, traced.out_avals))
         plan = make_plan(
             traced,
             leaves,
@@ -78,17 +79,19 @@ class PerturbedFunction:
 
 def _run(plan: Plan, key: jax.Array, leaves: list, sigma, consts: list) -> list[jax.Array]:
     """The output leaves of a planned call."""
-    baseline = None
-    if plan.use_baseline:
-        baseline = plan.traced(consts, *map(lax.stop_gradient, leaves))
-    if plan.noise is None:
-        out = _drawn(plan, key, leaves, sigma, consts, baseline)
-    else:
-        out = _counted(plan, plan.noise, key, leaves, sigma, consts, baseline)
-    return [
-        o.astype(result_dtype(leaves, aval))
-        for o, aval in zip(out, plan.traced.out_avals, strict=True)
-    ]
+    # The user's strict settings held when `fun` was traced, and are not meant for what follows.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        baseline = None
+        if plan.use_baseline:
+            baseline = plan.traced(consts, *map(lax.stop_gradient, leaves))
+        if plan.noise is None:
+            out = _drawn(plan, key, leaves, sigma, consts, baseline)
+        else:
+            out = _counted(plan, plan.noise, key, leaves, sigma, consts, baseline)
+        return [
+            o.astype(result_dtype(leaves, aval))
+            for o, aval in zip(out, plan.traced.out_avals, strict=True)
+        ]
 
 
 _run_jitted = jax.jit(_run, static_argnums=0)

@@ -52,7 +52,11 @@ def _primitive(name: str, abstract: Callable) -> Primitive:
     def compiled(params: tuple) -> Callable:
         return jax.jit(lambda *operands: p.bind(*operands, **dict(params)))
 
-    p.def_impl(lambda *operands, **params: compiled(tuple(sorted(params.items())))(*operands))
+    @p.def_impl
+    def _(*operands, **params):
+        with jax.disable_jit(False):  # else jit would only call this function again
+            return compiled(tuple(sorted(params.items())))(*operands)
+
     for platform in implementations.PLATFORMS:
         kernel = functools.partial(implementations.run, name, platform)
         rule = mlir.lower_fun(kernel, multiple_results=False)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from perturbk.jaxprs import Cone, Program, Traced, canonical
 from perturbk.kernels.ops import OPS
@@ -50,8 +51,8 @@ def recognise(traced: Traced, n_in_leaves: int) -> tuple[Match | Miss, ...]:
     """
     if traced.jaxpr.effects:
         # Evaluating only some of the output leaves would lose them.
-        reason = "fun has side effects, such as jax.debug.print"
-        return tuple(Miss(reason) for _ in traced.jaxpr.outvars)
+        effects = ", ".join(sorted(map(str, traced.jaxpr.effects)))
+        return tuple(Miss(f"fun has side effects: {effects}") for _ in traced.jaxpr.outvars)
     program = canonical(traced.jaxpr, inline=True)
     n_consts = len(program.inputs) - n_in_leaves
     return tuple(_output(program, i, n_consts) for i in range(len(program.outputs)))
@@ -75,6 +76,8 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
     shape, dtype = program.inputs[first]
     if not jnp.issubdtype(dtype, jnp.floating):
         return Miss(f"its leaf of x is {dtype}, not floating")
+    if odd := [d for d in (dtype, *cone.dtypes) if not _holds(d, 0)]:
+        return Miss(f"{odd[0]} does not hold real numbers, zero among them")
     table = _table(shape, dtype, cone.dtypes[0], heads, jnp.result_type(int))
     op = table.get(cone.program())
     if op is None:
@@ -113,7 +116,10 @@ def _cone(f: Callable[[jax.Array], jax.Array], x: jax.ShapeDtypeStruct) -> Cone:
 def _holds(dtype, largest: int) -> bool:
     """Whether all integers from 0 to `largest` are exact in a dtype."""
     if jnp.issubdtype(dtype, jnp.floating):
-        return largest <= 2 ** (jnp.finfo(dtype).nmant + 1)
+        # Some of the 8-bit formats end before 2**nmant, and one has no zero.
+        ends = np.array([0, largest], np.float32)
+        exact = np.array_equal(ends.astype(dtype).astype(np.float32), ends)
+        return exact and largest <= 2 ** (jnp.finfo(dtype).nmant + 1)
     if jnp.issubdtype(dtype, jnp.integer):
         return largest <= jnp.iinfo(dtype).max
     return jnp.issubdtype(dtype, jnp.bool_) and largest <= 1

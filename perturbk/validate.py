@@ -48,7 +48,10 @@ def check_options(fun, num_samples, noise, implementation) -> int:
 
 def check_sigma(sigma) -> jax.Array | float:
     """sigma as a float or a floating array; concrete values must be finite and positive."""
-    dtype = jnp.result_type(sigma)
+    try:
+        dtype = jnp.asarray(sigma).dtype
+    except (TypeError, ValueError):
+        raise TypeError(f"sigma must be a real number or array, got {sigma!r}.") from None
     if not jnp.issubdtype(dtype, jnp.floating) and not jnp.issubdtype(dtype, jnp.integer):
         raise TypeError(f"sigma must be a real number or array, got dtype {dtype}.")
     if isinstance(sigma, int):
@@ -105,11 +108,25 @@ def check_leaves(x: Any, sigma) -> tuple[list[jax.Array], Any]:
                 f"{name} must have a floating dtype, got {leaf.dtype}{list(leaf.shape)}. Noise "
                 "cannot be added to other values; convert it, or close over it in fun."
             )
+        if not all(isinstance(n, int) for n in leaf.shape):
+            raise NotImplementedError(
+                f"{name} must have a static shape, got {leaf.shape}. Export once for each shape."
+            )
         if leaf.size == 0:
             raise ValueError(f"{name} has an empty axis: shape {leaf.shape}.")
         _check_broadcast(np.shape(sigma), leaf.shape, name)
         leaves.append(leaf.astype(jnp.result_type(leaf, sigma)))
     return leaves, treedef
+
+
+def check_output(out: Any) -> None:
+    """Checks that all leaves of `fun`'s output, given as avals, are numbers."""
+    for path, aval in tree_flatten_with_path(out)[0]:
+        if not any(jnp.issubdtype(aval.dtype, kind) for kind in (jnp.number, jnp.bool_)):
+            raise TypeError(
+                f"fun must return numbers, which have a mean, got output{keystr(path)} of dtype "
+                f"{aval.dtype}."
+            )
 
 
 def _check_broadcast(sigma_shape: tuple, shape: tuple, name: str) -> None:
