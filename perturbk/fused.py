@@ -34,6 +34,8 @@ def leaf_mean(
     weights: float32 [N]; baseline: the op at x itself, or None without a baseline.
     """
     d, inner = x.shape[axis], math.prod(x.shape[axis + 1 :])
+    if d == 1 and baseline is not None:
+        return baseline  # the op is constant: its gradient is zero, and without rounding
     rows = jnp.moveaxis(lax.stop_gradient(x), axis, -1)
     lead = rows.shape[:-1]
     sigma = lax.stop_gradient(sigma)

@@ -56,7 +56,8 @@ def counted(
         ys = []
         for (k0, k1), x, sigma, dtype in zip(words, xs, sigmas, dtypes, strict=True):
             z = _noise(k0, k1, x.shape, noise)
-            ys.append(lax.stop_gradient((x + sigma * z).astype(dtype)))
+            scale = sigma[None] if sigma.ndim else sigma
+            ys.append(lax.stop_gradient((x[None] + scale * z).astype(dtype)))
         return ys, weights
 
     size = max(1, sum(x.size for x in xs))
@@ -118,12 +119,13 @@ def _mean(
     def part(operands: tuple) -> list[jax.Array]:
         ys, weights = block(*operands)
         total = []
-        for i, f in enumerate(jax.vmap(fun)(ys)):
+        # Mapped over the weights as well, for x may be an empty tree.
+        for i, f in enumerate(jax.vmap(lambda ys, _: fun(ys))(ys, weights)):
             f = f.astype(jnp.promote_types(f.dtype, jnp.float32))
             w = weights.astype(f.dtype).reshape(-1, *[1] * (f.ndim - 1))
             f = w * checkpoint_name(f, _OUTPUT)
             if baseline is not None:
-                f = f + (1 - w) * baseline[i]
+                f = f + (1 - w) * jnp.asarray(baseline[i])[None]
             total.append(jnp.sum(f, 0))
         return total
 
