@@ -157,7 +157,10 @@ def kernels() -> Iterator[Case]:
         if op:
             params |= dict(op=op, inner=1)
         make = functools.partial(_primitive, primitive)
-        return _case(f"{op} {primitive} {noise}".strip(), make, *shape, noise=noise, **params)
+        label = f"{op} {primitive} {noise}".strip()
+        if params.get("order", 1) > 1:
+            label += " h_{order} z^{power}".format(**params)
+        return _case(label, make, *shape, noise=noise, **params)
 
     for noise in ("gumbel", "normal"):
         for shape in (_WORKLOAD, (128, 100, 1000), (1, 100000, 200)):
