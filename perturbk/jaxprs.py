@@ -138,20 +138,18 @@ def canonical(jaxpr: Jaxpr | ClosedJaxpr, *, inline: bool) -> Program:
     return Program(avals, tuple(equations), tuple(outputs))
 
 
-_forms: weakref.WeakKeyDictionary[Any, Hashable] = weakref.WeakKeyDictionary()
+# Not inlined and inlined. JAX keeps the jaxpr of a jitted function from one call to the next.
+_forms = weakref.WeakKeyDictionary[Any, Hashable](), weakref.WeakKeyDictionary[Any, Hashable]()
 
 
-def _form(jaxpr: Jaxpr | ClosedJaxpr) -> Hashable:
-    """The form of a jaxpr within another; JAX keeps that of a jitted function between calls."""
-    if (form := _forms.get(jaxpr)) is None:
-        consts = tuple(hashable(c, _form) for c in getattr(jaxpr, "consts", ()))
-        form = _forms[jaxpr] = canonical(jaxpr, inline=False), consts
-    return form
-
-
-def _form_inlined(jaxpr: Jaxpr | ClosedJaxpr) -> Hashable:
-    consts = tuple(hashable(c, _form_inlined) for c in getattr(jaxpr, "consts", ()))
-    return canonical(jaxpr, inline=True), consts
+def _form(jaxpr: Jaxpr | ClosedJaxpr, inline: bool) -> Hashable:
+    """The form of a jaxpr within another, with its constants."""
+    known = _forms[inline]
+    if jaxpr not in known:
+        form = functools.partial(_form, inline=inline)
+        consts = tuple(hashable(c, form) for c in getattr(jaxpr, "consts", ()))
+        known[jaxpr] = canonical(jaxpr, inline=inline), consts
+    return known[jaxpr]
 
 
 def _literal(atom: Literal, form: Callable[[Any], Hashable]) -> Hashable:
@@ -169,7 +167,7 @@ def _inputs(jaxpr: Jaxpr | ClosedJaxpr) -> list:
 def _walk(jaxpr, inputs: list[Ref], equations: list[Equation], inline: bool) -> list[Ref]:
     """Appends the equations of a jaxpr; returns what its outputs refer to."""
     env = dict(zip(_inputs(jaxpr), inputs, strict=True))
-    form = _form_inlined if inline else _form
+    form = functools.partial(_form, inline=inline)
 
     def read(atom) -> Ref:
         if isinstance(atom, Literal):
