@@ -70,10 +70,12 @@ _OPTAX = {"Gumbel": "gumbel", "Normal": "normal"}
 def known_name(noise: Noise) -> str | None:
     """Name of the noise in `perturbk.kernels.noise.NOISES`, or None if the kernels lack it.
 
-    Ours and optax's own classes are known (optax is not imported for it). A subclass may have
-    changed either method, so only the classes themselves count.
+    Ours and optax's own classes are known (optax is not imported for it). A subclass or an instance
+    may have changed either method, so only the classes themselves count.
     """
     cls = type(noise)
+    if getattr(noise, "__dict__", None):
+        return None
     if cls in _KNOWN:
         return _KNOWN[cls]
     if cls.__module__ == "optax.perturbations._make_pert":

@@ -121,7 +121,7 @@ def _mean(
         total = []
         # Mapped over the weights as well, for x may be an empty tree.
         for i, f in enumerate(jax.vmap(lambda ys, _: fun(ys))(ys, weights)):
-            f = f.astype(jnp.promote_types(f.dtype, jnp.float32))
+            f = f.astype(jnp.promote_types(f.dtype, weights.dtype))
             w = weights.astype(f.dtype).reshape(-1, *[1] * (f.ndim - 1))
             f = w * checkpoint_name(f, _OUTPUT)
             if baseline is not None:
