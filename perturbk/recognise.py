@@ -78,7 +78,8 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
         return Miss(f"its leaf of x is {dtype}, not floating")
     if odd := [d for d in (dtype, *cone.dtypes) if not _holds(d, 0)]:
         return Miss(f"{odd[0]} does not hold real numbers, zero among them")
-    table = _table(shape, dtype, cone.dtypes[0], heads, jnp.result_type(int))
+    context = jnp.result_type(int), jax.sharding.get_abstract_mesh()
+    table = _table(shape, dtype, cone.dtypes[0], heads, context)
     op = table.get(cone.program())
     if op is None:
         return unknown
@@ -94,10 +95,10 @@ _HEADS = frozenset(s.head for s in SPELLINGS)
 
 @functools.lru_cache(maxsize=512)
 def _table(
-    shape: tuple[int, ...], dtype, out_dtype, heads: frozenset[str], int_dtype
+    shape: tuple[int, ...], dtype, out_dtype, heads: frozenset[str], context: tuple
 ) -> dict[Program, Op]:
     """Canonical forms of all spellings at one shape and dtype."""
-    del int_dtype  # it tells whether x64 is enabled, which changes what the spellings trace to
+    del context  # x64 and the mesh in use change what the spellings trace to
     x = jax.ShapeDtypeStruct(shape, dtype)
     table: dict[Program, Op] = {}
     # The lines of the table are ours: the user's strict settings are not meant for them.
