@@ -269,7 +269,7 @@ def _exported(f, *args) -> str:
 
 @pytest.mark.parametrize("noise", [perturbk.Gumbel(), perturbk.Normal()])
 @pytest.mark.parametrize("fun", [perturbk.argmax_one_hot, perturbk.ranking])
-@pytest.mark.parametrize("d", [1, 5, 100, 1000])
+@pytest.mark.parametrize("d", [2, 5, 100, 1000])  # one coordinate needs no kernel
 def test_exports(fun, noise, d):
     """`implementation=None` lowers value and gradient to TPU kernels, from any machine."""
     f = perturbk.make_perturbed_fun(fun, 1000, 0.5, noise)
