@@ -38,7 +38,6 @@ CASES = {  # name: (fun, x, options)
         A,
         dict(sigma=np.array([0.5, 0.7, 0.4], np.float32)),
     ),
-    "general_normal": (lambda x: jnp.sort(x) ** 2, A, dict(sigma=0.6, noise=perturbk.Normal())),
     "mixed_tree": (
         lambda x: {"one": one_hot(x["a"]), "two": (jnp.sign(x["a"]), ranks(x["b"]))},
         {"a": A[:2], "b": B},

@@ -51,8 +51,11 @@ def forward(f):
     return lambda key, x: jax.jvp(lambda x: f(key, x), (x,), (x,))[1]
 
 
-@pytest.mark.parametrize("noise", [perturbk.Gumbel(), perturbk.Normal()], ids=["gumbel", "normal"])
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "noise"),
+    [(np.float32, perturbk.Gumbel()), (jnp.bfloat16, perturbk.Normal())],
+    ids=["float32_gumbel", "bfloat16_normal"],
+)
 @pytest.mark.parametrize("platform", DEVICES)
 def test_kernels_for_accelerators(platform, dtype, noise):
     f, x = perturbk.make_perturbed_fun(tree, 300, 0.5, noise), tree_input(dtype)
