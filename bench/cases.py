@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,14 @@ import perturbk
 from perturbk.demo_measure import max_difference, temp_bytes
 from workloads import WORKLOADS, Workload
 
-LIBRARIES: dict[str, Any] = {"perturbk": perturbk, "optax": perturbations}
+LIBRARIES: dict[str, Any] = {
+    "perturbk": perturbk,
+    "optax": perturbations,
+}
+_PHILOX = types.SimpleNamespace(
+    make_perturbed_fun=functools.partial(perturbk.make_perturbed_fun, rng="philox")
+)
+_MAKERS = {**LIBRARIES, "perturbk philox": _PHILOX}  # whose numbers are not optax's
 KINDS = ("value", "value and gradient")
 
 _TOLERANCE = 1e-5  # of the largest entry: float32 sums of up to a million terms, in another order
@@ -69,7 +77,7 @@ class Case:
 @functools.cache
 def _compiled(case: Case, library: str) -> jax.stages.Compiled:
     w = case.workload
-    perturbed = LIBRARIES[library].make_perturbed_fun(w.fun, w.num_samples, w.sigma)
+    perturbed = _MAKERS[library].make_perturbed_fun(w.fun, w.num_samples, w.sigma)
     f = w.over_rows(perturbed)
 
     def value(key: jax.Array, x: jax.Array, weights: jax.Array) -> jax.Array:

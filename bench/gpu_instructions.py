@@ -13,131 +13,194 @@ Needs jax-cuda13-plugin of jax's own version, and triton.
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
+import functools
 import json
-import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from gpu_aot import compile_for_h200, nvidia_tools, prepare
+import triton_aot
+from gpu_aot import compile_for_h200, prepare
+from gpu_code import CLOCK, SMS, cycles, disassembled, first_loop, hot_loops, one_row, resources
 
 RECORD = Path(__file__).parent / "results" / "gpu_instructions.json"
 TOLERANCE = 0.05  # of another compiler's version
 SHAPE = (16, 1000, 1 << 14)  # rows, d, samples: several tiles in every loop
 
-_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.a-z]+)\s*(.*?);")
-_RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
-
-# Instructions that a streaming multiprocessor (SM) starts per cycle, by the unit they need.
-SMS, CLOCK, ISSUE = 132, 1.98e9, 128
-_UNITS = {"ALU": 64, "MUFU": 16, "FMA": 128}
-_ALU = {"LOP3", "PLOP3", "SHF", "IADD3", "VIADD", "LEA", "ISETP", "SEL", "PRMT"}
-_ALU |= {"FSETP", "FSEL", "FMNMX"}
-_FMA = {"FFMA", "FADD", "FMUL", "IMAD"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """A primitive's kernel, and how many variates one turn of its hot loop draws per thread."""
+    """A primitive's kernel.
+
+    Attributes:
+        variates: how many one turn of its hot loop draws per thread.
+        loops: loops that each variate goes through, one after the other.
+        behind: loops behind these in the code, as large or larger, that few variates go through.
+        race: whether the hot loop is the first of those without a loop inside.
+        turns: of the loop that draws a row, if all of it is ranked at once: the hot loop is that
+            over the samples, and draws a row of variates. 0 if not.
+        vectors: that see the same noise, as those of a Jacobian do.
+        d: coordinates of a row.
+    """
 
     primitive: str
     noise: str
     op: str = ""
     variates: int = 8
+    implementation: str = "pallas"
+    rng: str = "jax"
+    loops: int = 1
+    behind: int = 0
+    race: bool = False
+    turns: int = 0
+    vectors: int = 1
+    d: int = SHAPE[1]
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.op, self.primitive, self.noise)))
+        parts = [self.op, self.primitive, self.noise]
+        if self.d != SHAPE[1]:
+            parts.insert(1, f"of {self.d}")
+        if self.vectors > 1:
+            parts.insert(2, f"of {self.vectors} vectors")
+        if self.implementation != "pallas":
+            parts.insert(0, self.implementation)
+        if self.rng != "jax":
+            parts.append(self.rng)
+        return " ".join(filter(None, parts))
 
-    def compile(self) -> None:
-        import functools
+    @property
+    def stream(self):
+        from perturbk.kernels.streams import STREAMS
 
+        return STREAMS[self.rng](self.d)
+
+    @property
+    def operands(self) -> list:
         import jax
         import jax.numpy as jnp
-
-        from perturbk import implementations
 
         def shape(*dims, dtype=jnp.float32):
             return jax.ShapeDtypeStruct(dims, dtype)
 
-        batch, d, num_samples = SHAPE
-        score = self.primitive.startswith("score")
-        rows = (1, 1, batch * d) if score else (1, 1, batch, d)
+        batch, _, num_samples = SHAPE
+        rows = (1, 1, batch, self.d) if self.op else (1, self.vectors, batch * self.d)
+        words = self.stream.words_per_sample
         operands = [
-            shape(1, 2, num_samples, dtype=jnp.uint32),
+            shape(1, words, num_samples, dtype=jnp.uint32),
             shape(*rows),
             shape(*(1,) * len(rows)),
         ]
-        if self.primitive.endswith("dot"):
+        if self.primitive == "samples_and_dot":
+            elements = batch * self.d
+            operands += [shape(1, 1, elements), shape(1, 1, 1), shape(1, 1, elements)]
+        elif self.primitive.endswith("dot"):
             operands.append(shape(*rows))
         elif self.primitive != "samples":
-            operands.append(shape(1, 1, num_samples))
-        params = dict(order=1, power=0) if score else dict(op=self.op, inner=1)
-        run = functools.partial(implementations.run, self.primitive, "cuda")
-        run = functools.partial(run, implementation="pallas", noise=self.noise, **params)
-        compile_for_h200(run, *operands)
+            operands.append(shape(1, self.vectors, num_samples))
+        return operands
+
+    @property
+    def params(self) -> dict[str, object]:
+        which = dict(op=self.op, inner=1) if self.op else dict(order=1, power=0)
+        return dict(which, noise=self.noise, stream=self.stream)
+
+    def machine_code(self, folder: Path) -> Path:
+        """Compiles the kernel, into a file in `folder`."""
+        for path in folder.iterdir():
+            path.unlink()
+        if self.implementation == "triton":
+            launch = triton_aot.launches(self.primitive, "cuda", *self.operands, **self.params)[0]
+            path = folder / "triton.cubin"
+            path.write_bytes(launch.compile("cuda", 90).asm["cubin"])
+            return path
+        from perturbk import implementations
+
+        run = functools.partial(
+            implementations.run,
+            self.primitive,
+            "cuda",
+            implementation=self.implementation,
+            **self.params,
+        )
+        compile_for_h200(run, *self.operands)
+        for path in folder.iterdir():
+            if "perturbk_" in disassembled(path):
+                return path
+        raise RuntimeError(f"no kernel of ours in the program for {self.name}")
 
 
+_OF_JACOBIAN = functools.partial(Kernel, noise="gumbel", vectors=4)
+_TRITON = functools.partial(Kernel, implementation="triton")
+_RANKED = dict(loops=2, d=64)  # drawn in one loop, ranked in another
+_SORTED = [dict(variates=d, turns=-(-d // 16), d=d) for d in (16, 64)]
 KERNELS = [
-    *(Kernel("samples", noise, "argmax") for noise in ("gumbel", "normal")),
-    *(Kernel("op_sum", noise, "argmax") for noise in ("gumbel", "normal")),
-    *(Kernel("score_dot", noise) for noise in ("gumbel", "normal")),
-    *(Kernel("score_sum", noise) for noise in ("gumbel", "normal")),
+    *(
+        Kernel(primitive, noise, op, variates, rng=rng)
+        for rng, variates in (("jax", 8), ("philox", 32))
+        for primitive, op, noise in (
+            ("samples", "argmax", "normal"),
+            ("samples_and_dot", "argmax", "normal"),
+            ("op_sum", "argmax", "normal"),
+            ("score_dot", "", "gumbel"),
+            ("score_dot", "", "normal"),
+            ("score_sum", "", "gumbel"),
+            ("score_sum", "", "normal"),
+        )
+    ),
+    *(
+        _OF_JACOBIAN(primitive, variates=variates, rng=rng)
+        for rng, variates in (("jax", 8), ("philox", 32))
+        for primitive in ("score_dot", "score_sum")
+    ),
+    # Behind the loop of a race are those in which the winners' fours are drawn again, and, where it
+    # proves nothing, all is compared exactly.
+    *(
+        Kernel(primitive, "gumbel", op, variates, rng=rng, race=True)
+        for rng in ("jax", "philox")
+        for op, variates in (("argmax", 16), ("top_k_5", 16), ("top_k_32", 4))
+        for primitive in ("samples", "samples_and_dot", "op_sum")
+    ),
+    *(
+        Kernel(primitive, "gumbel", "ranking", rng=rng, **which)
+        for rng in ("jax", "philox")
+        for which in _SORTED
+        for primitive in ("op_sum", "op_dot")
+    ),
+    *(
+        _TRITON(primitive, noise, op, 8 if op else variates, rng=rng)
+        for rng, variates in (("jax", 4), ("philox", 16))
+        for primitive, op in (("samples", "argmax"), ("score_dot", ""), ("score_sum", ""))
+        for noise in ("gumbel", "normal")
+    ),
+    *(
+        _TRITON(primitive, "gumbel", "ranking", rng=rng, **_RANKED)
+        for rng in ("jax", "philox")
+        for primitive in ("samples", "op_sum", "op_dot")
+    ),
+    # The turns of the winners are drawn once more in a loop of their own.
+    *(_TRITON("samples", "gumbel", "top_k_5", rng=rng, behind=1) for rng in ("jax", "philox")),
 ]
-
-
-def _disassembled(path: Path, what: str) -> str:
-    tool = nvidia_tools() / "cuobjdump"
-    return subprocess.run([tool, what, path], capture_output=True, text=True, check=True).stdout
-
-
-def hot_loop(sass: str) -> list[str]:
-    """Opcodes of the largest loop that holds no other loop."""
-    lines = [m.groups() for m in map(_LINE.match, sass.splitlines()) if m]
-    code = [(int(at, 16), op, args) for at, op, args in lines]
-    loops = []
-    for at, op, args in code:
-        target = re.search(r"0x([0-9a-f]+)", args)
-        if op.startswith("BRA") and target and int(target[1], 16) < at:
-            loops.append((int(target[1], 16), at))
-    inner = [
-        (a, b)
-        for a, b in loops
-        if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)
-    ]
-    bodies = [[op for at, op, _ in code if a <= at <= b and op != "NOP"] for a, b in inner]
-    return max(bodies, key=len)
 
 
 def count(kernel: Kernel, kept: Path) -> dict[str, float]:
     """Compiles a kernel; instructions per variate, registers, spills and projected ceiling."""
-    for path in kept.iterdir():
-        path.unlink()
-    kernel.compile()
-    for path in kept.iterdir():
-        sass = _disassembled(path, "--dump-sass")
-        if "perturbk_" in sass:
-            break
+    path = kernel.machine_code(kept)
+    registers, spilled = resources(path)
+    sass = disassembled(path)
+    if kernel.turns:
+        hot = one_row(sass, kernel.turns)
+    elif kernel.race:
+        hot = first_loop(sass)
     else:
-        raise RuntimeError(f"no kernel of ours in the program for {kernel.name}")
-    resources = _RESOURCES.search(_disassembled(path, "--dump-resource-usage"))
-    assert resources, "cuobjdump printed no resource usage"
-    ops = collections.Counter(op.partition(".")[0] for op in hot_loop(sass))
-    units = {
-        "ALU": sum(ops[op] for op in _ALU),
-        "FMA": sum(ops[op] for op in _FMA),
-        "MUFU": ops["MUFU"],
-    }
-    cycles = max(ops.total() / ISSUE, *(units[u] / rate for u, rate in _UNITS.items()))
+        hot = hot_loops(sass, kernel.loops, kernel.behind)
     return {
-        "instructions": round(ops.total() / kernel.variates, 1),
-        "registers": int(resources[1]),
-        "spilled bytes": int(resources[2]),
-        "ceiling, G variates/s": round(SMS * CLOCK * kernel.variates / cycles / 1e9),
+        "instructions": round(len(hot) / kernel.variates, 1),
+        "registers": registers,
+        "spilled bytes": spilled,
+        "ceiling, G variates/s": round(SMS * CLOCK * kernel.variates / cycles(hot) / 1e9),
     }
 
 
@@ -168,7 +231,7 @@ def main() -> int:
         found = {}
         for kernel in KERNELS:
             found[kernel.name] = row = count(kernel, kept)
-            print(f"{kernel.name:24}", *(f"{k}: {v}" for k, v in row.items()), sep="  ", flush=True)
+            print(f"{kernel.name:30}", *(f"{k}: {v}" for k, v in row.items()), sep="  ", flush=True)
     if options.check:
         wrong = faults(found, json.loads(RECORD.read_text())["kernels"])
         print("\n".join(wrong) or "no kernel takes more than recorded")

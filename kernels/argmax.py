@@ -1,18 +1,20 @@
-"""Argmax of each perturbed row: the code of a sample is its winner's index, int32.
+"""Argmax of each perturbed row: the code of a sample is its winner's index.
 
-Ties go to the first index and the first NaN wins, as in `jnp.argmax`.
+It is kept in the smallest type that holds it, since it may be kept for derivatives. Ties go to the
+first index and the first NaN wins, as in `jnp.argmax`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.ranking import code_dtype
+from perturbk.kernels.streams import Draws
 from perturbk.kernels.tuning import TUNING
 
 
@@ -28,10 +30,8 @@ def first_max(y: jax.Array, axis: int) -> jax.Array:
     return jnp.min(jnp.where(hit, index, np.int32(y.shape[axis])), axis)
 
 
-def codes(
-    draw: Callable[[jax.Array], jax.Array], x: jax.Array, sigma: jax.Array, num_lanes: int
-) -> jax.Array:
-    """Winners of a block: int32 [rows, shared, lanes].
+def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
+    """Winners of a block: unsigned [rows, shared, lanes].
 
     Args:
         draw: uint32 coordinates [rows, k, lanes] -> noise z of the same shape.
@@ -43,31 +43,29 @@ def codes(
     if shared > 1:
         coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
         z = lax.optimization_barrier(draw(coordinate))
-        return first_max(x[..., None] + sigma[..., None] * z[:, None], 2)
-    return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None]
+        return first_max(x[..., None] + sigma[..., None] * z[:, None], 2).astype(code_dtype(d))
+    return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
 
 
-def _grouped(
-    draw: Callable[[jax.Array], jax.Array], x: jax.Array, sigma: jax.Array, num_lanes: int
-) -> jax.Array:
-    """Stores only the maximum of each group of neighbours; draws the winning group once more.
+def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
+    """Stores only the maximum of four neighbours; draws the winning four once more.
 
     The noise is compute bound and the reduction memory bound, so storing a quarter of the values
     pays for drawing four of d again. The barriers keep XLA from fusing the noise into the
     reductions, where it would not be vectorised.
     """
     rows, d = x.shape
-    group = TUNING.group if d >= TUNING.group_from else 1
+    group = 4 if d >= TUNING.fours_from or draw.in_fours else 1
     num_groups = -(-d // group)
     pad = ((0, 0), (0, num_groups * group - d))
     x = jnp.pad(x, pad, constant_values=-np.inf).reshape(rows, num_groups, group)
     sigma = jnp.broadcast_to(sigma, (rows, d))
     sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, num_groups, group)
     x, sigma = lax.optimization_barrier((x, sigma))
-    first = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1) * np.uint32(group)
+    place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
     best = None
-    for i in range(group):
-        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * draw(first + np.uint32(i))
+    for i, z in enumerate(draw.four(place) if group == 4 else [draw(place)]):
+        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
         best = y if best is None else jnp.maximum(best, y)
     winner = lax.optimization_barrier(first_max(lax.optimization_barrier(best), 1))
     if group == 1:
@@ -87,8 +85,8 @@ def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
         return weighted_by_comparison(codes, weights, d)
     scatter = functools.partial(_weighted_by_scatter, d=d)
     compare = functools.partial(weighted_by_comparison, d=d)
-    # A TPU scatters one element at a time.
-    return lax.platform_dependent(codes, weights, tpu=compare, default=scatter)
+    # A TPU scatters one element at a time, and a GPU in no certain order.
+    return lax.platform_dependent(codes, weights, cpu=scatter, default=compare)
 
 
 def weighted_by_comparison(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
@@ -98,13 +96,14 @@ def weighted_by_comparison(codes: jax.Array, weights: jax.Array, d: int) -> jax.
 
 def _is_winner(codes: jax.Array, d: int) -> jax.Array:
     """The one-hot outputs, with the samples last: [..., N] -> [..., d, N]."""
-    axis = codes.ndim - 1
+    axis, codes = codes.ndim - 1, codes.astype(jnp.int32)
     index = lax.broadcasted_iota(jnp.int32, (*(1,) * axis, d, 1), axis)
     return codes[..., None, :] == index
 
 
 def _weighted_by_scatter(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     w = jnp.broadcast_to(weights[..., None, :], codes.shape)
+    codes = codes.astype(jnp.int32)
     flat, w = codes.reshape(-1, codes.shape[-1]), w.reshape(-1, codes.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
     out = jnp.zeros((flat.shape[0], d), w.dtype)
@@ -124,8 +123,12 @@ def dot_by_comparison(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 
 def _dot_by_gather(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
-    flat = codes.reshape(-1, codes.shape[-1])
+    return jnp.sum(picked(codes, cotangent), -2)
+
+
+def picked(codes: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The cotangent of each winner: [..., rows, N] and [..., rows, d] -> [..., rows, N]."""
+    flat = codes.reshape(-1, codes.shape[-1]).astype(jnp.int32)
     g = cotangent.reshape(flat.shape[0], cotangent.shape[-1])
     row = lax.broadcasted_iota(jnp.int32, flat.shape, 0)
-    picked = g.at[row, flat].get(mode="promise_in_bounds")
-    return jnp.sum(picked.reshape(codes.shape), -2)
+    return g.at[row, flat].get(mode="promise_in_bounds").reshape(codes.shape)

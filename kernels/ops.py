@@ -1,6 +1,7 @@
-"""The table of ops that have kernels. A new op is a new file and one line here.
+"""The tables of ops that have kernels. A new op is a new file and one line here.
 
-An op turns a perturbed row of d values into d outputs that are piecewise constant in the row.
+An op turns a perturbed row of d values into outputs that are piecewise constant in the row. Its
+key is its name, and for an op of a number k, such as the k largest, ends in the number: "top_k_5".
 What a sample chose is kept as a *code*, small integers with the samples on the last axis; the
 outputs are linear in weights on the samples, and that is all that differentiation needs.
 """
@@ -9,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import argmax, ranking
+from perturbk.kernels import argmax, ranking, topk
+
+_Entry = TypeVar("_Entry")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,10 @@ class OpMath:
         weighted: (codes, weights, d) -> sum over samples of weight times output.
         dot: (codes, cotangent) -> inner product of each sample's output with a cotangent.
         largest: d -> largest value among the outputs.
-        streamed: whether codes are as large as the noise, so that sums are best taken block by
+        streamed: whether codes may be as large as the noise, so that sums are best taken block by
             block rather than from stored codes.
+        out_size: d -> number of outputs of a row.
+        constant: d -> whether the outputs are the same for every row of that size.
     """
 
     codes: Callable[..., jax.Array]
@@ -39,6 +45,8 @@ class OpMath:
     dot: Callable[[jax.Array, jax.Array], jax.Array]
     largest: Callable[[int], int]
     streamed: bool
+    out_size: Callable[[int], int] = lambda d: d
+    constant: Callable[[int], bool] = lambda d: d == 1
 
 
 def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
@@ -54,11 +62,37 @@ def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
     )
 
 
+def _top_k(k: int) -> OpMath:
+    """The k-hot mask of the k largest."""
+    return OpMath(
+        codes=functools.partial(topk.codes, k=k, key=topk.total_order),
+        code_shape=lambda d: (k,),
+        code_dtype=ranking.code_dtype,
+        weighted=topk.weighted,
+        dot=topk.dot,
+        largest=lambda d: 1,
+        streamed=True,
+        constant=lambda d: d == k,
+    )
+
+
+def _top_k_indices(k: int) -> OpMath:
+    """The indices of the k largest, which are the code itself, as ranks are."""
+    return dataclasses.replace(
+        _top_k(k),
+        weighted=ranking.weighted,
+        dot=ranking.dot,
+        largest=lambda d: d - 1,
+        out_size=lambda d: k,
+        constant=lambda d: d == 1,
+    )
+
+
 OPS: dict[str, OpMath] = {
     "argmax": OpMath(
         codes=argmax.codes,
         code_shape=lambda d: (),
-        code_dtype=lambda d: jnp.int32,
+        code_dtype=ranking.code_dtype,
         weighted=argmax.weighted,
         dot=argmax.dot,
         largest=lambda d: 1,
@@ -66,3 +100,39 @@ OPS: dict[str, OpMath] = {
     ),
     **{name: _ranking(key) for name, key in ranking.SORT_KEYS.items()},
 }
+
+# Ops of a number: name -> (k -> op).
+SIZED_OPS: dict[str, Callable[[int], OpMath]] = {
+    "top_k": _top_k,
+    "top_k_indices": _top_k_indices,
+}
+
+
+def sized(name: str, k: int) -> str:
+    """The key of an op of a number."""
+    return f"{name}_{k}"
+
+
+def entry(
+    op: str, plain: Mapping[str, _Entry], of_number: Mapping[str, Callable[[int], _Entry]]
+) -> _Entry:
+    """What a table of ops and one of ops of a number hold for a key."""
+    if op in plain:
+        return plain[op]
+    name, _, k = op.rpartition("_")
+    return of_number[name](int(k))
+
+
+def op_math(op: str) -> OpMath:
+    """The mathematics of an op, by its key."""
+    return entry(op, OPS, SIZED_OPS)
+
+
+def of_rows(leaf: jax.Array, x: jax.Array, inner: int) -> jax.Array:
+    """Values [groups, shared, E] of a leaf as those of the op's rows x [groups, shared, rows, d].
+
+    inner: as in `xla.py`.
+    """
+    d = x.shape[-1]
+    rows = leaf.reshape(*leaf.shape[:2], -1, d, inner).swapaxes(-1, -2)
+    return jnp.broadcast_to(rows.reshape(*leaf.shape[:2], -1, d), x.shape)

@@ -11,7 +11,11 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
+
+from perturbk.kernels import network
+from perturbk.kernels.machine import PLAIN, Machine, rotate
 
 
 def _compiler_params(platform: str, semantics: Sequence[str] | None, vmem_bytes: int | None):
@@ -78,21 +82,72 @@ def roll(a: jax.Array, shift: jax.Array, axis: int) -> jax.Array:
     return pltpu.roll(a, shift, axis)
 
 
-def opaque(a: jax.Array, platform: str) -> jax.Array:
-    """uint32 values that a GPU's compiler takes as they are.
+def machine(platform: str) -> Machine:
+    """What a platform's kernels do in their own way; only a GPU's do."""
+    if platform == "cuda":
+        rotates = rotate, _rotate_by_product
+        return Machine(_opaque, _product, rotates, _log, _log2, _fma, network.ascending)
+    if platform == "rocm":
+        return Machine(product=_product_of_halves, ascending=network.ascending)
+    return PLAIN
 
-    It would otherwise regroup the sums of the first rounds of Threefry with those that made the
-    counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90).
-    """
-    if platform != "cuda":
-        return a
+
+def _ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
     from jax.experimental.pallas import triton as plgpu
 
-    shape = jax.ShapeDtypeStruct(a.shape, jnp.int32)  # unsigned results do not lower
-    (moved,) = plgpu.elementwise_inline_asm(
-        "mov.b32 $0, $1;", args=[a], constraints="=r,r", pack=1, result_shape_dtypes=[shape]
+    shape = jnp.broadcast_shapes(*map(jnp.shape, args))
+    (out,) = plgpu.elementwise_inline_asm(
+        assembly,
+        args=[jnp.broadcast_to(a, shape) for a in args],
+        constraints=constraints,
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, dtype)],
     )
-    return moved.astype(jnp.uint32)
+    return out
+
+
+def _opaque(a: jax.Array) -> jax.Array:
+    """The compiler would otherwise regroup the sums of the first rounds of Threefry with those that
+    made the counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90)."""
+    moved = _ptx("mov.b32 $0, $1;", "=r,r", jnp.int32, a)
+    return moved.astype(jnp.uint32)  # the lowering has no unsigned results
+
+
+def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
+    """The lowering has no `lax.mulhi`. The assembler merges two of the same wide multiplication."""
+    wide = "{{ .reg .b64 w; .reg .b32 other; mul.wide.u32 w, $1, $2; mov.b64 {{{}}}, w; }}"
+    halves = (wide.format("other, $0"), wide.format("$0, other"))
+    high, low = (_ptx(half, "=r,r,r", jnp.int32, a, b).astype(jnp.uint32) for half in halves)
+    return high, low
+
+
+def _rotate_by_product(a: jax.Array, places: int) -> jax.Array:
+    """The shifts of all rotations would keep one unit busy while the multipliers wait."""
+    high, low = _product(a, np.uint32(1 << places))
+    return high | low
+
+
+def _product_of_halves(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
+    """The high word by 16-bit halves, none of whose products overflow."""
+    half, low = np.uint32(16), np.uint32(0xFFFF)
+    b0, b1 = np.uint32(b & low), np.uint32(b >> half)
+    middle = (a >> half) * b0 + (((a & low) * b0) >> half)
+    other = (a & low) * b1 + (middle & low)
+    return (a >> half) * b1 + (middle >> half) + (other >> half), a * b
+
+
+def _log2(a: jax.Array) -> jax.Array:
+    return _ptx("lg2.approx.ftz.f32 $0, $1;", "=f,f", jnp.float32, a)
+
+
+def _log(a: jax.Array) -> jax.Array:
+    """By the hardware's binary logarithm: two instructions, where `log` takes eighteen."""
+    return _log2(a) * np.float32(np.log(2))
+
+
+def _fma(a, b, c) -> jax.Array:
+    """The lowering does not contract a product and a sum."""
+    return _ptx("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", jnp.float32, a, b, c)
 
 
 def power_of_two(n: int) -> int:

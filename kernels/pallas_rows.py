@@ -1,9 +1,10 @@
-"""What a fused kernel sees of a row, and what each op makes of it, tile by tile."""
+"""What a fused kernel sees of a row, tile by tile."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +12,58 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.pallas import opaque
-from perturbk.kernels.pallas_argmax import winners
-from perturbk.kernels.pallas_ranking import tile_ranks
-from perturbk.kernels.ranking import SORT_KEYS
-from perturbk.kernels.threefry import element_bits
-from perturbk.kernels.tuning import TUNING
+from perturbk.kernels.streams import Draws
+
+
+@dataclasses.dataclass(frozen=True)
+class Aid:
+    """What a kernel needs to know of all rows beside x and sigma.
+
+    Attributes:
+        columns: each [groups, shared, rows, k], of which a row's kernel sees a ref [k, 1].
+        of_refs: makes `Row.aid` of these refs.
+        tile: coordinates that are drawn together, `in_fours`, if the kernel draws by itself and
+            does not leave it to the `Row`.
+    """
+
+    columns: tuple[jax.Array, ...]
+    of_refs: Callable[..., object]
+    tile: int | None = None
+
+
+def fill_to(a: jax.Array, multiple: int, fill: float) -> jax.Array:
+    """Pads the last axis to a multiple."""
+    widths = [(0, 0)] * (a.ndim - 1) + [(0, -a.shape[-1] % multiple)]
+    return jnp.pad(a, widths, constant_values=fill)
+
+
+def in_fours(a: jax.Array, tile: int) -> jax.Array:
+    """The last axis in the order in which fours are drawn: of each tile all firsts, and so on."""
+    fours = a.reshape(*a.shape[:-1], -1, tile // 4, 4)
+    return fours.swapaxes(-1, -2).reshape(a.shape)
+
+
+def column_at(first, size: int) -> tuple[object, object]:
+    """Some neighbours of a column, to index a ref.
+
+    A single value is loaded as such: every tensor in memory costs Triton a search through the whole
+    kernel when it compiles.
+    """
+    return (first, 0) if size == 1 else (pl.ds(first, size), slice(None))
+
+
+Pair = tuple[jax.Array, jax.Array]  # what decides, and an index
+
+
+def insert(kept: Sequence[Pair], new: Pair) -> tuple[Pair, ...]:
+    """The largest of all, in descending order, as are those kept; the last makes room."""
+    found = []
+    value, index = new  # and then what makes way
+    for here, at in kept:
+        wins = new[0] > here  # strict: the earlier wins a tie
+        found.append((lax.max(value, here), jnp.where(wins, index, at)))
+        value, index = lax.min(value, here), jnp.where(wins, at, index)
+    return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +71,21 @@ class Row:
     """One perturbed row in a kernel, tile by tile, for one tile of samples."""
 
     x_ref: object
-    sigma_ref: object
-    words: tuple[jax.Array, jax.Array]  # key words of the samples, [1, lanes]
-    base: jax.Array  # int32 element index of coordinate 0; wraps to the right uint32
+    sigma_ref: object  # of one value if it is the same for all coordinates
+    draws: Draws  # its words are [1, lanes]
     d: int
-    inner: int
     tile: int
-    noise: str
-    platform: str
+    out_tile: int  # outputs that are made at a time
+    fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
+    aid: object = None  # what the kernel's `Aid` makes of its columns
 
     @property
     def num_tiles(self) -> int:
         return -(-self.d // self.tile)
+
+    @property
+    def lanes(self) -> int:
+        return self.draws.words[0].shape[1]
 
     @property
     def width(self) -> int:
@@ -52,40 +101,57 @@ class Row:
         """x + sigma z of tile t: float32 [tile, lanes]; -inf behind the end of the row."""
         tile = tile or self.tile
         at = pl.ds(t * tile, tile)
-        element = (self.coordinates(t, tile) * np.int32(self.inner) + self.base).astype(jnp.uint32)
-        element = jnp.broadcast_to(element, (tile, self.words[0].shape[1]))
-        bits = element_bits(*self.words, opaque(element, self.platform))
-        z = NOISES[self.noise].variate(bits)
-        return self.x_ref[at, :] + self.sigma_ref[at, :] * z
+        coordinate = jnp.broadcast_to(self.coordinates(t, tile), (tile, self.lanes))
+        return self.x_ref[at, :] + self._sigma((at, slice(None))) * self.draws(coordinate)
 
+    def _sigma(self, at) -> jax.Array:
+        return self.sigma_ref[0, 0] if self.sigma_ref.shape[0] == 1 else self.sigma_ref[at]
 
-@dataclasses.dataclass(frozen=True)
-class OpKernel:
-    """What a fused kernel needs beyond `OpMath`.
+    def pieces(self, t, tangent_ref=None) -> tuple[list[Pair], jax.Array | float]:
+        """The same in (values, coordinates), as the stream draws them; and <h_1(z), t> of the tile.
 
-    Attributes:
-        summary: row -> what all of its outputs need, int32 [1, lanes]; None if nothing. It is the
-            code if a code is one number.
-        outputs: (row, summary, t) -> outputs of tile t, int32 [tile, lanes].
-        tile: most coordinates of a tile.
-    """
+        All of them are [piece, lanes]; the product is to be summed.
 
-    summary: Callable[[Row], jax.Array | None]
-    outputs: Callable[[Row, jax.Array | None, jax.Array], jax.Array]
-    tile: int
+        Args:
+            t: which tile.
+            tangent_ref: laid out as the columns of x and sigma; None for a product of zero.
+        """
+        drawn = self._drawn_pieces(t)
+        product = np.float32(0)
+        if tangent_ref is not None:
+            moments = (tangent_ref[at] * self.draws.math.moment(a, 1, 0) for _, _, a, at in drawn)
+            product = functools.reduce(jnp.add, moments)
+        return [(y, coordinate) for y, coordinate, _, _ in drawn], product
 
+    def _drawn_pieces(self, t) -> list[tuple[jax.Array, jax.Array, jax.Array, object]]:
+        """(values, coordinates, what is drawn, its place in the columns) of each piece."""
+        count = 4 if self.fours else 1
+        piece = self.tile // count
+        index = jnp.broadcast_to(self.coordinates(t, piece), (piece, self.lanes))
+        drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
+        found = []
+        for i, a in enumerate(drawn):
+            at = column_at(t * self.tile + i * piece, piece)
+            y = self.x_ref[at] + self._sigma(at) * self.draws.math.variate(a)
+            coordinate = index * np.int32(4) + np.int32(i) if self.fours else index
+            found.append((y, coordinate, a, at))
+        return found
 
-def _one_hot(row: Row, winner: jax.Array, t) -> jax.Array:
-    return (winner == row.coordinates(t)).astype(jnp.int32)
-
-
-def _ranking(sort_key: Callable[[jax.Array], jax.Array]) -> OpKernel:
-    ranks = tile_ranks(sort_key)
-    return OpKernel(lambda row: None, lambda row, _, t: ranks(row, t), TUNING.kernel_ranking_tile)
-
-
-# A new op with a fused kernel is one line here.
-OP_KERNELS: dict[str, OpKernel] = {
-    "argmax": OpKernel(winners, _one_hot, TUNING.kernel_tile),
-    **{name: _ranking(key) for name, key in SORT_KEYS.items()},
-}
+    def at(self, four: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        """Values and coordinates 4 * four + (0, 1, 2, 3), each of the shape of `four`."""
+        found = []
+        for i, z in enumerate(self.draws.four(four)):
+            coordinate = four * np.int32(4) + np.int32(i)
+            place = jnp.minimum(coordinate, np.int32(self.d - 1))
+            if self.fours:
+                tile, within = (
+                    lax.div(place, np.int32(self.tile)),
+                    lax.rem(place, np.int32(self.tile)),
+                )
+                piece = np.int32(self.tile // 4)
+                place = (
+                    tile * np.int32(self.tile) + np.int32(i) * piece + lax.div(within, np.int32(4))
+                )
+            y = self.x_ref[place, 0] + self._sigma((place, 0)) * z
+            found.append((jnp.where(coordinate < self.d, y, -np.inf), coordinate))
+        return found

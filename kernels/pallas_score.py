@@ -12,87 +12,158 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.pallas import launch, opaque, power_of_two
-from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.blocks import pad_to, split
+from perturbk.kernels.pallas import launch, machine, power_of_two
+from perturbk.kernels.streams import THREEFRY, Draws, Stream
 from perturbk.kernels.tuning import TUNING
 
 
-def _moment_tile(keys_ref, lane, first, tile, platform, *, noise, order, power) -> jax.Array:
-    """h_m(z) z^n of `tile` elements from `first` on, for one tile of samples."""
-    k0, k1 = keys_ref[0:1, lane], keys_ref[1:2, lane]
-    element = (lax.broadcasted_iota(jnp.int32, (tile, k0.shape[1]), 0) + first).astype(jnp.uint32)
-    bits = element_bits(k0, k1, opaque(element, platform))
-    return NOISES[noise].moment(bits, order, power)
+class _Cells:
+    """The elements of a leaf in tiles of cells: a cell is what the stream draws together."""
+
+    def __init__(self, size: int, noise: str, stream: Stream, platform: str):
+        self.size, self.noise, self.stream, self.platform = size, noise, stream, platform
+        self.cell = 4 if stream.in_fours(1) else 1
+        self.rows, self.length = stream.rows(size)
+        self.per_row = -(-self.length // self.cell)
+        self.count = self.rows * self.per_row
+        self.tile = power_of_two(min(self.count, TUNING.kernel_tile))
+        self.tiles = -(-self.count // self.tile)
+
+    def split(self, v: jax.Array) -> jax.Array:
+        """[planes, size] -> [planes, tiles * cell * tile, 1], zero-padded."""
+        v = v.reshape(-1, self.rows, self.length)
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, self.per_row * self.cell - self.length)))
+        v = v.reshape(-1, self.count, self.cell)
+        v = jnp.pad(v, ((0, 0), (0, self.tiles * self.tile - self.count), (0, 0)))
+        return v.reshape(-1, self.tiles, self.tile, self.cell).swapaxes(2, 3).reshape(len(v), -1, 1)
+
+    def join(self, a: jax.Array) -> jax.Array:
+        """The inverse of `split`."""
+        a = a.reshape(-1, self.tiles, self.cell, self.tile).swapaxes(2, 3)
+        a = a.reshape(len(a), -1, self.cell)[:, : self.count]
+        return a.reshape(len(a), self.rows, -1)[:, :, : self.length].reshape(len(a), self.size)
+
+    def moments(self, keys_ref, lane, t, order: int, power: int) -> list[jax.Array]:
+        """h_m(z) z^n of tile t for one tile of samples: `cell` arrays [tile, lanes]."""
+        words = tuple(keys_ref[i : i + 1, lane] for i in range(self.stream.words_per_sample))
+        at = lax.broadcasted_iota(jnp.int32, (self.tile, words[0].shape[1]), 0)
+        at = at + t * np.int32(self.tile)
+        row, place = jnp.int32(0), at
+        if self.rows > 1:
+            row, place = lax.div(at, np.int32(self.per_row)), lax.rem(at, np.int32(self.per_row))
+        draws = Draws(self.stream, self.noise, words, row, self.length, 1, machine(self.platform))
+        if power == 0 and draws.math.quick_moment is not None:
+            bits = draws.bits_four(place) if self.cell == 4 else [draws.bits(place)]
+            return [draws.quick_moment(b, order) for b in bits]
+        drawn = draws.drawn_four(place) if self.cell == 4 else [draws.drawn(place)]
+        return [draws.math.moment(a, order, power) for a in drawn]
+
+    def together(self, shared: int) -> tuple[int, int]:
+        """(blocks, vectors in each) of the vectors that see the same noise."""
+        return split(shared, max(1, TUNING.kernel_totals // self.cell))
 
 
-def score_dot(keys, v, *, platform: str, **which) -> jax.Array:
-    """S t: keys uint32 [groups, 2, N], v [groups, shared, E] -> [groups, shared, N]."""
+def _in_blocks(a: jax.Array, blocks: int, together: int) -> jax.Array:
+    """[groups, shared, n] -> [groups * blocks, together, n], zero-padded."""
+    a = pad_to(a, blocks * together, 1)
+    return a.reshape(-1, together, a.shape[2])
+
+
+def score_dot(
+    keys, v, *, noise: str, order: int, power: int, platform: str, stream: Stream = THREEFRY
+) -> jax.Array:
+    """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
     num_samples, lanes = keys.shape[-1], TUNING.kernel_lanes
-    tile = power_of_two(min(size, TUNING.kernel_tile))
-    tiles, blocks = -(-size // tile), -(-num_samples // lanes)
+    cells = _Cells(size, noise, stream, platform)
+    tile, lane_blocks = cells.tile, -(-num_samples // lanes)
+    blocks, together = cells.together(shared)
+    fma = machine(platform).fma
 
     def body(keys_ref, v_ref, out_ref):
-        def add(t, total):
-            first = t * np.int32(tile)
-            moment = _moment_tile(keys_ref, slice(None), first, tile, platform, **which)
-            return total + v_ref[pl.ds(t * tile, tile), :] * moment
+        def add(t, totals):
+            for i, moment in enumerate(cells.moments(keys_ref, slice(None), t, order, power)):
+                at = pl.ds((t * cells.cell + i) * tile, tile)
+                totals = tuple(fma(v_ref[s, at, :], moment, a) for s, a in enumerate(totals))
+            return totals
 
-        total = lax.fori_loop(0, tiles, add, jnp.zeros((tile, lanes), jnp.float32))
-        out_ref[...] = jnp.sum(total, 0, keepdims=True)
+        zero = jnp.zeros((tile, lanes), jnp.float32)
+        totals = lax.fori_loop(0, cells.tiles, add, (zero,) * together)
+        for s, total in enumerate(totals):
+            out_ref[s : s + 1, :] = jnp.sum(total, 0, keepdims=True)
 
-    v = jnp.pad(v.reshape(-1, size), ((0, 0), (0, tiles * tile - size)))[:, :, None]
-    keys = jnp.pad(keys, ((0, 0), (0, 0), (0, blocks * lanes - num_samples)))
+    v = cells.split(_in_blocks(v, blocks, together).reshape(-1, size))
+    v = v.reshape(groups * blocks, together, -1, 1)
     out = launch(
         body,
-        [keys, v],
+        [pad_to(keys, lane_blocks * lanes, 2), v],
         [
-            pl.BlockSpec((None, 2, lanes), lambda p, b: (p // shared, 0, b)),
-            pl.BlockSpec((None, tiles * tile, 1), lambda p, b: (p, 0, 0)),
+            pl.BlockSpec((None, keys.shape[1], lanes), lambda p, b: (p // blocks, 0, b)),
+            pl.BlockSpec((None, *v.shape[1:]), lambda p, b: (p, 0, 0, 0)),
         ],
-        pl.BlockSpec((None, 1, lanes), lambda p, b: (p, 0, b)),
-        jax.ShapeDtypeStruct((groups * shared, 1, blocks * lanes), jnp.float32),
-        grid=(groups * shared, blocks),
-        name="score_dot_{noise}_{order}_{power}".format(**which),
+        pl.BlockSpec((None, together, lanes), lambda p, b: (p, 0, b)),
+        jax.ShapeDtypeStruct((groups * blocks, together, lane_blocks * lanes), jnp.float32),
+        grid=(groups * blocks, lane_blocks),
+        name=f"score_dot_{noise}_{order}_{power}",
         platform=platform,
     )
-    return out[..., :num_samples].reshape(groups, shared, num_samples)
+    return out.reshape(groups, blocks * together, -1)[:, :shared, :num_samples]
 
 
-def score_sum(keys, w, *, size: int, platform: str, **which) -> jax.Array:
-    """S^T w: keys uint32 [groups, 2, N], w [groups, shared, N] -> [groups, shared, size]."""
+def score_sum(
+    keys,
+    w,
+    *,
+    size: int,
+    noise: str,
+    order: int,
+    power: int,
+    platform: str,
+    stream: Stream = THREEFRY,
+) -> jax.Array:
+    """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    lanes = TUNING.kernel_lanes
-    tile = power_of_two(min(size, TUNING.kernel_tile))
-    tiles, lane_tiles = -(-size // tile), -(-num_samples // lanes)
+    cells, lanes = _Cells(size, noise, stream, platform), TUNING.kernel_lanes
+    blocks, together = cells.together(shared)
+    fma = machine(platform).fma
+    tile, lane_tiles = cells.tile, -(-num_samples // lanes)
     run_tiles = -(-lane_tiles // TUNING.kernel_runs)
     runs = -(-lane_tiles // run_tiles)
-    run = run_tiles * lanes
+    run, height = run_tiles * lanes, cells.cell * tile
 
     def body(keys_ref, w_ref, out_ref):
-        first = pl.program_id(1) * np.int32(tile)
+        t = pl.program_id(1)
 
-        def add(i, total):
+        def add(i, totals):
             lane = pl.ds(i * lanes, lanes)
-            moment = _moment_tile(keys_ref, lane, first, tile, platform, **which)
-            return total + w_ref[0:1, lane] * moment
+            moments = cells.moments(keys_ref, lane, t, order, power)
+            weights = [w_ref[s : s + 1, lane] for s in range(together)]
+            return tuple(
+                tuple(fma(weight, m, a) for a, m in zip(of_vector, moments, strict=True))
+                for weight, of_vector in zip(weights, totals, strict=True)
+            )
 
-        total = lax.fori_loop(0, run_tiles, add, jnp.zeros((tile, lanes), jnp.float32))
-        out_ref[...] = jnp.sum(total, 1, keepdims=True)
+        zero = jnp.zeros((tile, lanes), jnp.float32)
+        totals = lax.fori_loop(0, run_tiles, add, ((zero,) * cells.cell,) * together)
+        for s, of_vector in enumerate(totals):
+            for i, total in enumerate(of_vector):
+                out_ref[s, pl.ds(i * tile, tile), :] = jnp.sum(total, 1, keepdims=True)
 
-    pad = ((0, 0), (0, 0), (0, runs * run - num_samples))
     out = launch(
         body,
-        [jnp.pad(keys, pad), jnp.pad(w, pad).reshape(groups * shared, 1, -1)],
+        [pad_to(keys, runs * run, 2), pad_to(_in_blocks(w, blocks, together), runs * run, 2)],
         [
-            pl.BlockSpec((None, 2, run), lambda p, t, b: (p // shared, 0, b)),
-            pl.BlockSpec((None, 1, run), lambda p, t, b: (p, 0, b)),
+            pl.BlockSpec((None, keys.shape[1], run), lambda p, t, b: (p // blocks, 0, b)),
+            pl.BlockSpec((None, together, run), lambda p, t, b: (p, 0, b)),
         ],
-        pl.BlockSpec((None, None, tile, 1), lambda p, t, b: (p, b, t, 0)),
-        jax.ShapeDtypeStruct((groups * shared, runs, tiles * tile, 1), jnp.float32),
-        grid=(groups * shared, tiles, runs),
-        name="score_sum_{noise}_{order}_{power}".format(**which),
+        pl.BlockSpec((None, None, together, height, 1), lambda p, t, b: (p, b, 0, t, 0)),
+        jax.ShapeDtypeStruct(
+            (groups * blocks, runs, together, cells.tiles * height, 1), jnp.float32
+        ),
+        grid=(groups * blocks, cells.tiles, runs),
+        name=f"score_sum_{noise}_{order}_{power}",
         platform=platform,
     )
-    return jnp.sum(out, (1, 3))[:, :size].reshape(groups, shared, size)
+    out = cells.join(jnp.sum(out, (1, 4)).reshape(groups * blocks * together, -1))
+    return out.reshape(groups, blocks * together, size)[:, :shared]

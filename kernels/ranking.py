@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.streams import Draws
 from perturbk.kernels.tuning import TUNING
 
 
 def code_dtype(d: int) -> type:
-    """Smallest unsigned type that holds the ranks 0..d-1."""
+    """Smallest unsigned type that holds 0..d-1."""
     return jnp.uint8 if d <= 1 << 8 else jnp.uint16 if d <= 1 << 16 else jnp.uint32
 
 
@@ -45,11 +46,18 @@ SORT_KEYS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "ranking_descending": _descending_key,
     "ranking_nan_first": _nan_first_key,
 }
+# Those that put large values first.
+DESCENDING = ("ranking_descending", "ranking_nan_first")
 
 
 def ranks(key: jax.Array) -> jax.Array:
     """Stable ascending ranks of int32 keys along axis -2 (lanes last), int32."""
-    return _by_counting(key) if key.shape[-2] <= TUNING.counting_most else _by_sorting(key)
+    d = key.shape[-2]
+    if d <= TUNING.counting_least:
+        return _by_counting(key)
+    if d > TUNING.counting_most:
+        return _by_sorting(key)
+    return lax.platform_dependent(key, cpu=_by_counting, default=_by_sorting)
 
 
 def _by_counting(key: jax.Array) -> jax.Array:
@@ -57,19 +65,23 @@ def _by_counting(key: jax.Array) -> jax.Array:
 
     On integers `key_j <= key_i` is `key_j - 1 < key_i`, so that one comparison settles the tie.
     """
-    d = key.shape[-2]
-    index = lax.broadcasted_iota(jnp.int32, key.shape, key.ndim - 2)
-    unroll = next(u for u in range(TUNING.counting_unroll, 0, -1) if d % u == 0)
+    axis, d = key.ndim - 2, key.shape[-2]
+    unroll = min(d, TUNING.counting_unroll)
+    steps = -(-d // unroll)
+    padding = [(0, 0, 0)] * key.ndim
+    padding[axis] = (0, steps * unroll - d, 0)
+    others = lax.pad(key, np.int32(0x7FFFFFFF), padding)  # smaller than nothing
+    index = lax.broadcasted_iota(jnp.int32, key.shape, axis)
 
     def step(t: jax.Array, rank: jax.Array) -> jax.Array:
         for u in range(unroll):
             j = t * unroll + u
-            other = lax.dynamic_slice_in_dim(key, j, 1, key.ndim - 2)
+            other = lax.dynamic_slice_in_dim(others, j, 1, axis)
             rank = rank + (other - (j < index).astype(jnp.int32) < key).astype(jnp.int32)
         return rank
 
     start = jnp.zeros(key.shape, jnp.int32)
-    return step(np.int32(0), start) if d == unroll else lax.fori_loop(0, d // unroll, step, start)
+    return step(np.int32(0), start) if steps == 1 else lax.fori_loop(0, steps, step, start)
 
 
 def _by_sorting(key: jax.Array) -> jax.Array:
@@ -89,7 +101,7 @@ def _by_sorting(key: jax.Array) -> jax.Array:
 
 
 def codes(
-    draw: Callable[[jax.Array], jax.Array],
+    draw: Draws,
     x: jax.Array,
     sigma: jax.Array,
     num_lanes: int,

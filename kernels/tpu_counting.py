@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.tpu_units import VECTOR
+from perturbk.kernels.tpu_cut import VECTOR
 
 _BLOCK = 8  # coordinates compared with as many others in one turn: their keys stay in registers
 

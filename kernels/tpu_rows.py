@@ -8,51 +8,63 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.tpu_units import VECTOR, Units
+from perturbk.kernels.streams import Stream
+from perturbk.kernels.tpu_bits import Bits
+from perturbk.kernels.tpu_cut import VECTOR
+from perturbk.kernels.tpu_steps import columns
 
 
 class Rows:
     """Operands of `xla.py` for the kernels of the ops; a plane is (group, shared vector, row)."""
 
     def __init__(
-        self, keys, x, sigma, *, noise: str, inner: int, platform: str, fill: float, whole=False
+        self,
+        keys,
+        x,
+        sigma,
+        *,
+        noise: str,
+        inner: int,
+        platform: str,
+        stream: Stream,
+        fill: float,
+        whole=False,
     ):
-        self.groups, self.shared, self.rows, self.d = x.shape
-        self.noise = noise
-        planes = self.groups * self.shared * self.rows
-        self.units = units = Units(planes, self.d, keys.shape[-1], inner, whole, platform)
+        self.shape = groups, shared, rows, d = x.shape
+        planes = groups * shared * rows
+        static = dict(stream=stream, platform=platform, inner=inner, whole=whole)
+        self.bits = Bits(keys, shared, rows, d, **static)
+        self.units = units = self.bits.units
+        self.math = stream.math(noise)
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         # One sigma for a whole row is a vector; otherwise it is spread like x.
         self.uniform = sigma.shape[3] == 1
         if self.uniform:
             sigma, sigma_spec = units.by_plane(sigma.reshape(-1)), units.unit_spec
         else:
-            sigma = units.by_coordinate(sigma.reshape(planes, self.d), 1)
+            sigma = units.by_coordinate(sigma.reshape(planes, d), 1)
             sigma_spec = units.coordinate_spec
         self.operands: Sequence[jax.Array] = [
-            units.by_sample(keys),
-            units.base(self.rows),
-            units.by_coordinate(x.reshape(planes, self.d), fill),
+            *self.bits.operands,
+            units.by_coordinate(x.reshape(planes, d), fill),
             sigma,
         ]
         self.in_specs: Sequence[pl.BlockSpec] = [
-            units.sample_spec(2, self.groups),
-            units.unit_spec,
+            *self.bits.in_specs,
             units.coordinate_spec,
             sigma_spec,
         ]
 
     def perturbed(self, x_ref, sigma_ref) -> Callable[..., list[jax.Array]]:
         """(step, bits of its coordinates) -> y of its coordinates, a vector of units for each."""
-        variate, units = NOISES[self.noise].variate, self.units
+        variate, units = self.math.variate, self.units
 
         def at(q, bits: list[jax.Array]) -> list[jax.Array]:
             if self.uniform:
                 sigma = [jnp.broadcast_to(sigma_ref[...], VECTOR)] * len(bits)
             else:
-                sigma = units.columns(sigma_ref, q)
-            x = units.columns(x_ref, q)
+                sigma = columns(units, sigma_ref, q)
+            x = columns(units, x_ref, q)
             return [a + s * variate(b) for a, s, b in zip(x, sigma, bits, strict=True)]
 
         return at

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.tpu_units import VECTOR
+from perturbk.kernels.network import comparators
+from perturbk.kernels.tpu_cut import VECTOR
 from perturbk.kernels.tuning import TUNING
 
 _GROUP = 16
@@ -110,7 +111,7 @@ def _sort(refs: Sequence, exchange: Callable, count: int, d: int) -> None:
     def strided(step: int, pairs: Pairs) -> None:
         over(-(-d // (size * step)) * step, lambda g: _strided(g, step, size), pairs)
 
-    strided(1, _sorting_pairs(size))
+    strided(1, comparators(size))  # the fewest, where all are in registers
     half = size
     while half < count:
         step = half // (size // 2)
@@ -142,22 +143,6 @@ def _mirrored(g: jax.Array, half: int, size: int) -> list[jax.Array]:
     last = block * np.int32(2 * half) + np.int32(2 * half - 1) - rest
     lower = [first + np.int32(step * t) for t in range(size // 2)]
     return lower + [last - np.int32(step * t) for t in reversed(range(size // 2))]
-
-
-def _sorting_pairs(n: int) -> Pairs:
-    """Batcher's odd-even mergesort (1968): the fewest comparators, where all are in registers."""
-    pairs = []
-    p = 1
-    while p < n:
-        k = p
-        while k:
-            for first in range(k % p, n - k, 2 * k):
-                for i in range(first, first + k):
-                    if i // (2 * p) == (i + k) // (2 * p):
-                        pairs.append((i, i + k))
-            k //= 2
-        p *= 2
-    return pairs
 
 
 def _cleaning_pairs(stride: int, size: int) -> list[tuple[int, int]]:

@@ -9,7 +9,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.pallas import launch, vmem
-from perturbk.kernels.tpu_units import LANES, SUBLANES, VECTOR, Units
+from perturbk.kernels.tpu_cut import LANES, SUBLANES, VECTOR
+from perturbk.kernels.tpu_units import Units
 
 _TOGETHER = 32  # coordinates in one turn of the loops here: enough to hide the latency of each
 

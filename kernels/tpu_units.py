@@ -1,20 +1,6 @@
-"""How the fused TPU kernels cut their work: eight units of 128 samples make one vector.
-
-A TPU's vector has 8 sublanes of 128 lanes. Here a lane is a sample, and a sublane a *unit*: one
-plane (group, shared vector, row), one segment of its coordinates, 128 of its samples. The
-coordinates follow each other in time, so that the key words stay in registers and nothing is
-reduced across a vector but at the end of a row.
-
-A *row tile* is eight units. If the samples of one plane fill whole vectors, its units have
-everything but the samples in common, and its operands are kept once (`height` 1); otherwise they
-are repeated for each unit (`height` 8), and a single short row is cut into segments, so that few
-sublanes stay empty.
-"""
+"""A cut of rows as arrays: operands into the layout of `tpu_cut.py`, blocks, and results out."""
 
 from __future__ import annotations
-
-import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -22,109 +8,16 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.pallas import launch, roll
-from perturbk.kernels.threefry import keyed_rounds
-from perturbk.kernels.tuning import TUNING
-
-LANES = 128
-SUBLANES = 8
-VECTOR = (SUBLANES, LANES)
+from perturbk.kernels.pallas import launch
+from perturbk.kernels.tpu_cut import LANES, SUBLANES, VECTOR, Cut
 
 
-def wrapped(n: int) -> np.int32:
-    """n modulo 2**32, as the int32 of the same bits."""
-    return np.uint32(n % (1 << 32)).astype(np.int32)
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
-@dataclasses.dataclass(frozen=True)
-class Units:
-    """The cut of `planes` rows of `d` coordinates under `num_samples` samples.
-
-    Attributes:
-        inner: distance between neighbouring coordinates of a row in its leaf.
-        whole: keep rows in one piece, for ops that need all of it at once.
-        platform: "tpu", or "cpu" to interpret.
-    """
-
-    planes: int
-    d: int
-    num_samples: int
-    inner: int = 1
-    whole: bool = False
-    platform: str = "tpu"
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of 128 samples in a plane."""
-        return -(-self.num_samples // LANES)
-
-    @property
-    def aligned(self) -> bool:
-        return self.blocks % SUBLANES == 0 or self.blocks >= TUNING.tpu_aligned_from
-
-    @property
-    def height(self) -> int:
-        return 1 if self.aligned else SUBLANES
-
-    @property
-    def segments(self) -> int:
-        if self.whole or self.aligned:
-            return 1
-        spare = SUBLANES // (self.planes * self.blocks)
-        return max(1, min(spare, self.d // TUNING.tpu_segment_least))
-
-    @property
-    def segment(self) -> int:
-        """Coordinates in a segment."""
-        return -(-self.d // self.segments)
-
-    @property
-    def per_row(self) -> int:
-        """Vectors of samples in a row tile."""
-        return -(-self.blocks // SUBLANES) if self.aligned else 1
-
-    @property
-    def row_tiles(self) -> int:
-        if self.aligned:
-            return self.planes
-        return -(-self.planes * self.segments * self.blocks // SUBLANES)
-
-    @property
-    def pieces(self) -> int:
-        return 1 if self.whole else -(-self.segment // TUNING.tpu_piece)
-
-    @property
-    def piece(self) -> int:
-        """Coordinates in a piece, which one program handles."""
-        return _up(-(-self.segment // self.pieces), LANES)
-
-    @property
-    def step(self) -> int:
-        """Coordinates drawn together: independent, so that they hide each other's latency.
-
-        Of the sizes that do so well enough, the one that leaves the last step fullest.
-        """
-        n = min(self.segment, self.piece)
-        most = min(TUNING.tpu_step if self.platform == "tpu" else TUNING.tpu_step_interpreted, n)
-        return min(range(most, most // 2, -1), key=lambda u: -n % u)
-
-    @property
-    def steps(self) -> int:
-        """Steps in a piece."""
-        return -(-min(self.segment, self.piece) // self.step)
-
-    @property
-    def drawn(self) -> int:
-        """Coordinates of a piece that are drawn, those behind its end included."""
-        return self.steps * self.step
+class Units(Cut):
+    """The arrays of a cut, and the launch of a kernel over its grid."""
 
     # --- operands in, results out ---------------------------------------------------------------
 
-    def _by_unit(self, a: jax.Array) -> jax.Array:
+    def by_unit(self, a: jax.Array) -> jax.Array:
         """[planes, segments, k] -> [row tiles, height, k]."""
         if self.aligned:
             return a
@@ -137,24 +30,18 @@ class Units:
         a = jnp.pad(a, ((0, 0), (0, self.segments * self.segment - self.d)), constant_values=fill)
         a = a.reshape(self.planes, self.segments, self.segment)
         width = self.pieces * self.piece - self.segment
-        return self._by_unit(jnp.pad(a, ((0, 0), (0, 0), (0, width)), constant_values=fill))
+        return self.by_unit(jnp.pad(a, ((0, 0), (0, 0), (0, width)), constant_values=fill))
 
     def by_plane(self, a: jax.Array) -> jax.Array:
         """[planes] -> [row tiles, height, lanes], the same in all lanes and segments."""
         shape = (self.planes, self.segments, LANES)
-        return self._by_unit(jnp.broadcast_to(a[:, None, None], shape))
+        return self.by_unit(jnp.broadcast_to(a[:, None, None], shape))
 
-    def base(self, rows: int) -> jax.Array:
-        """int32 [row tiles, height, lanes]: element index of a unit's first coordinate.
-
-        It wraps to the right uint32.
-        """
-        inner = np.int32(self.inner)
-        row = lax.iota(jnp.int32, self.planes)[:, None] % np.int32(rows)
-        first = lax.iota(jnp.int32, self.segments)[None] * wrapped(self.segment * self.inner)
-        base = row // inner * wrapped(self.d * self.inner) + row % inner
-        base = jnp.repeat(base, self.segments, axis=1) + jnp.repeat(first, self.planes, axis=0)
-        return self._by_unit(jnp.broadcast_to(base[..., None], (*base.shape, LANES)))
+    def ends(self) -> jax.Array:
+        """int32 [row tiles, height, lanes]: coordinates of each unit, padding not included."""
+        end = np.arange(self.segments) * -self.segment + self.d
+        end = np.clip(end, 0, self.segment).astype(np.int32)[:, None]
+        return self.by_unit(jnp.broadcast_to(end, (self.planes, self.segments, LANES)))
 
     def by_sample(self, a: jax.Array) -> jax.Array:
         """[entries, k, N] -> [tiles, k, sublanes, lanes]; `sample_spec` finds the tiles again."""
@@ -195,7 +82,10 @@ class Units:
 
     @property
     def unit_spec(self) -> pl.BlockSpec:
-        return pl.BlockSpec((None, self.height, LANES), lambda i, b, c: (i, 0, 0))
+        return self.unit_words_spec(1)
+
+    def unit_words_spec(self, words: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, self.height, words * LANES), lambda i, b, c: (i, 0, 0))
 
     @property
     def coordinate_spec(self) -> pl.BlockSpec:
@@ -209,48 +99,6 @@ class Units:
 
     def tile_shape(self, dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((self.row_tiles * self.per_row, *VECTOR), dtype)
-
-    # --- inside a kernel ------------------------------------------------------------------------
-
-    def bits(self, keys_ref, base_ref) -> Callable[[jax.Array], list[jax.Array]]:
-        """first coordinate -> random bits of a step's coordinates, a vector of units for each.
-
-        The bits are those of `element_bits`. What does not change from step to step, the key word
-        and the element index of the unit, is added to the counter beforehand.
-        """
-        k0, k1 = keys_ref[0], keys_ref[1]
-        origin = k1 + jnp.broadcast_to(base_ref[...], VECTOR).astype(jnp.uint32)
-
-        def draw(first: jax.Array) -> list[jax.Array]:
-            start = origin + (first * np.int32(self.inner)).astype(jnp.uint32)
-            counters = [start + wrapped(u * self.inner).astype(np.uint32) for u in range(self.step)]
-            words = [keyed_rounds(k0, k1, k0, counter) for counter in counters]
-            return [a ^ b for a, b in words]
-
-        return draw
-
-    def columns(self, ref, q: jax.Array) -> list[jax.Array]:
-        """The coordinates of step q of a block, each spread over the lanes."""
-        tiles = ref.shape[1] // LANES
-        first = q * np.int32(self.step)
-        shift = lax.rem(first, np.int32(LANES))
-        if tiles == 1:
-            tile = jnp.broadcast_to(ref[...], VECTOR)
-        else:  # a step may reach into the next tile of lanes
-            at = lax.div(first, np.int32(LANES))
-            this, following = (
-                ref[:, pl.ds(pl.multiple_of(i * np.int32(LANES), LANES), LANES)]
-                for i in (at, jnp.minimum(at + np.int32(1), np.int32(tiles - 1)))
-            )
-            lane = lax.broadcasted_iota(jnp.int32, VECTOR, 1)
-            this, following = (jnp.broadcast_to(a, VECTOR) for a in (this, following))
-            tile = jnp.where(lane < shift, following, this)
-        tile = roll(tile, lax.rem(np.int32(LANES) - shift, np.int32(LANES)), 1)
-        return [jnp.broadcast_to(tile[:, u : u + 1], VECTOR) for u in range(self.step)]
-
-    def over_steps(self, turn: Callable, carry):
-        """carry = turn(q, carry) for each step q of a piece."""
-        return lax.fori_loop(np.int32(0), np.int32(self.steps), turn, carry)
 
     def launch(self, body, operands, in_specs, out_specs, out_shapes, **kwargs):
         """Runs `body` over the grid (row tile, vector of samples, piece)."""

@@ -13,35 +13,87 @@ class Tuning:
     # Elements of a block of the general path, which holds several arrays of that size at a time
     # and is multiplied by the batch when the user maps over it.
     general_block: int = 1 << 16
-    # Coordinates drawn per stored element (argmax) or added up before storing (scores): the noise
-    # is compute bound, the reduction memory bound. Four from 64 coordinates on; fewer below
-    # that, where redrawing the winner's group costs as much as it saves.
-    group: int = 4
-    group_from: int = 64
+    # Up to this many variates the general path keeps its samples for the backward pass (16
+    # bytes for each, optax 20) rather than drawing them again, which costs four times as much.
+    kept_most: int = 1 << 20
+    # From this many coordinates on, four are drawn per stored element (argmax) or added up
+    # before storing (scores): the noise is compute bound, the reduction memory bound. Below it,
+    # drawing the winner's four again costs as much as it saves.
+    fours_from: int = 64
     # Largest residual (bytes, per unbatched call) that differentiation may keep instead of
     # drawing and ranking again. Bounded, so that memory does not grow with the samples.
     residual_bytes: int = 8 << 20
-    # Up to here ranks are counted by comparing all pairs (vectorised, n steps); above it sorted.
-    counting_most: int = 256
+    # Up to here XLA counts ranks by comparing all pairs (vectorised, d steps) wherever it runs, and
+    # on a CPU up to the second number. Above it, it sorts: d = 1024 takes 22-36 us by counting,
+    # 32-118 by sorting, with jax 0.12 and 0.10; d = 2048 takes 77-142 and 55-246.
+    counting_least: int = 64
+    counting_most: int = 1024
     # Comparisons unrolled in one step of the counting loop: one pass over the accumulator each.
     counting_unroll: int = 8
+    # Neighbours whose largest XLA keeps, to find the next of the k largest. From 4 to 32 are alike
+    # for 1000 coordinates, 4 and 8 for 100.
+    top_k_group: int = 8
+    # Most winners of a row with a kernel: two registers of a GPU's thread for each.
+    top_k_most: int = 32
     # Up to this width the winners are counted by comparison with every index, above by scatter.
     compare_most: int = 32
     # Tile of the fused kernels: coordinates x samples. 128 lanes are a TPU's vector and a GPU's
     # block of four warps; 8 coordinates are a TPU's sublanes, and keep a GPU in registers.
     kernel_tile: int = 8
     kernel_lanes: int = 128
+    # A race of 75 instructions per variate rather than 127 (sm_90, Threefry) pays from here on for
+    # the four that are drawn again, and with k winners from so many coordinates for each of them.
+    # Longer rows end in doubt too often: the lead of the winner is about 1/d, and the error of a
+    # bound 2^-21; of 128 samples, one in four times at 4096.
+    race_least: int = 24
+    race_least_for_each: int = 10
+    race_most: int = 4096
+    # Of the four variates drawn together, how many fours; one if there are more winners than the
+    # second number, since a thread keeps as many for each.
+    race_piece: int = 4
+    race_pieces_most: int = 6
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.
     kernel_ranking_tile: int = 32
+    # Coordinates drawn together before they are inserted among the k largest: their rounds are
+    # independent.
+    kernel_top_k_unroll: int = 2
+    # Totals of a tile that a score product keeps in registers, eight in a thread for each: one for
+    # every vector and every variate that is drawn together. Vectors that see the same noise, as
+    # those of a Jacobian do, share its drawing up to this.
+    kernel_totals: int = 16
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
-    # Ranks are counted in a fused kernel up to here; above it XLA sorts. Counting takes 7 d
-    # instructions per variate (sm_90, the noise included), a sort of 64 some hundreds.
-    kernel_counting_most: int = 64
+    # Coordinates of a row that are ranked in registers: a word for each, and in sums as many
+    # totals. Above it, ranks are counted tile by tile if the kernel is named; if not, XLA sorts.
+    kernel_network_most: int = 64
+    # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
+    kernel_network_turn: int = 16
+    # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
+    # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
+    kernel_stores: int = 16
     # Coordinates compared with a tile in one step of the ranking kernel: a TPU's sublanes.
     kernel_compare: int = 8
+    # Triton. Lanes of a program, one for each thread of four warps, and variates that a turn of its
+    # loop draws: their rounds are independent and hide each other's latency. Score products, which
+    # leave out turns of samples that weigh nothing, have shorter turns.
+    triton_lanes: int = 128
+    triton_unroll: int = 8
+    triton_score_unroll: int = 4
+    # A loop is cut into pieces, each a program of its own, until there are so many: eight for each
+    # multiprocessor of the largest devices. No piece is shorter than the second number, so that its
+    # start stays cheap.
+    triton_programs: int = 1024
+    triton_piece_least: int = 64
+    # Coordinates of a row that are ranked in registers: their keys, and in sums as many totals. All
+    # of them move on at every turn of a loop, which therefore draws or ranks several.
+    triton_ranking_most: int = 64
+    triton_ranking_unroll: int = 8
+    # From so many coordinates for each of the k largest on, only the largest of a turn is inserted
+    # among them, which takes 5 k instructions, and the k turns of the winners are drawn once more.
+    # Level at 24 for the 5 largest with Philox, 58 with Threefry; at 15 and 20 for the 32 largest.
+    triton_top_k_turns_from: int = 32
     # TPU. Most coordinates drawn together. Their rounds are independent and fill the four vector
     # slots of a bundle but at the start and the end of a step: 8 cost a tenth more cycles, 40 save
     # 2% and compile for longer.

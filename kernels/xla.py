@@ -2,13 +2,15 @@
 
 Canonical operands, shared by every implementation (`perturbk/primitives.py` makes them):
 
-    keys   uint32 [groups, 2, N]              Threefry words of each sample, one set per group
+    keys   uint32 [groups, words, N]          the stream's words of each sample, per group
     x      float32 [groups, shared, rows, d]  rows are perturbed and reduced independently
     sigma  float32 [groups, shared, 1 | rows, 1 | d]
 
 A *group* has its own noise; the *shared* vectors of a group see the same noise, drawn once.
 Coordinate j of row r is element `(r // inner) * d * inner + r % inner + j * inner` of its leaf:
-`inner` is the product of the axes behind the one that the op works along.
+`inner` is the product of the axes behind the one that the op works along. A row has `out` outputs,
+which is d unless `OpMath.out_size` says otherwise, and its code has the shape `OpMath.code_shape`.
+The `stream` that the noise is drawn from is one of `streams.py`, Threefry unless another is passed.
 """
 
 from __future__ import annotations
@@ -17,31 +19,29 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.ops import OPS
-from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.ops import op_math
+from perturbk.kernels.streams import THREEFRY, Draws, Stream
 from perturbk.kernels.tuning import TUNING
 
 
 class _Blocks:
     """How the (rows of all groups) x (samples) plane is cut, and the codes of one piece."""
 
-    def __init__(self, keys, x, sigma, op: str, noise: str, inner: int):
+    def __init__(self, keys, x, sigma, op: str, noise: str, inner: int, stream: Stream):
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
-        self.op, self.noise, self.inner = OPS[op], NOISES[noise], inner
+        self.op, self.noise, self.inner, self.stream = op_math(op), noise, inner, stream
         per_lane = self.shared * self.d
         all_rows = self.groups * self.rows
         self.lane_blocks, self.lanes = split(self.num_samples, TUNING.block // per_lane, 16)
         # Several rows share a block only where one row's samples do not fill it.
         self.row_blocks, self.block_rows = split(all_rows, TUNING.block // (per_lane * self.lanes))
         keys = pad_to(keys, self.lane_blocks * self.lanes, 2)
-        keys = keys.reshape(self.groups, 2, self.lane_blocks, self.lanes)
-        self.words = keys[:, 0], keys[:, 1]
+        keys = keys.reshape(*keys.shape[:2], self.lane_blocks, self.lanes)
+        self.words = tuple(keys[:, i] for i in range(keys.shape[1]))
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         self.x, self.sigma = self.by_row(x), self.by_row(sigma)
 
@@ -52,23 +52,24 @@ class _Blocks:
         return a.reshape(self.row_blocks, self.block_rows, *a.shape[1:])
 
     def codes(self, q: jax.Array | int, b: jax.Array | int) -> jax.Array:
-        """Codes of row block q and lane block b: [block rows, shared, (d,) lanes]."""
+        """Codes of row block q and lane block b: [block rows, shared, *code, lanes]."""
         row = q * self.block_rows + jnp.arange(self.block_rows, dtype=jnp.int32)
         row = jnp.minimum(row, self.groups * self.rows - 1)
         if self.block_rows == 1:
-            k0, k1 = (w[row[0] // self.rows, b][None] for w in self.words)
+            words = tuple(w[row[0] // self.rows, b][None] for w in self.words)
         else:
-            k0, k1 = (w[row // self.rows, b] for w in self.words)
+            words = tuple(w[row // self.rows, b] for w in self.words)
         # Fused into the noise, the slice would keep it from being vectorised.
-        k0, k1 = lax.optimization_barrier((k0, k1))
+        words = lax.optimization_barrier(words)
         in_leaf = (row % self.rows).astype(jnp.uint32)
-        inner, d = np.uint32(self.inner), np.uint32(self.d)
-        base = (in_leaf // inner) * (d * inner) + in_leaf % inner
-
-        def draw(coordinate: jax.Array) -> jax.Array:
-            element = base[:, None, None] + coordinate * inner
-            return self.noise.variate(element_bits(k0[:, None], k1[:, None], element))
-
+        draw = Draws(
+            self.stream,
+            self.noise,
+            tuple(w[:, None] for w in words),
+            in_leaf[:, None, None],
+            self.d,
+            self.inner,
+        )
         return self.op.codes(draw, self.x[q], self.sigma[q], self.lanes)
 
     def join(self, blocks: jax.Array) -> jax.Array:
@@ -79,9 +80,11 @@ class _Blocks:
         return a.reshape(self.groups, self.rows, *a.shape[1:])
 
 
-def samples(keys, x, sigma, *, op: str, noise: str, inner: int) -> jax.Array:
-    """Codes of every sample: [groups, shared, rows, (d,) N]."""
-    blocks = _Blocks(keys, x, sigma, op, noise, inner)
+def samples(
+    keys, x, sigma, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+) -> jax.Array:
+    """Codes of every sample: [groups, shared, rows, *code, N]."""
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
     codes = stack_over(
         blocks.row_blocks,
         lambda q: stack_over(blocks.lane_blocks, lambda b: blocks.codes(q, b)),
@@ -89,13 +92,15 @@ def samples(keys, x, sigma, *, op: str, noise: str, inner: int) -> jax.Array:
     return blocks.join(codes).swapaxes(1, 2)
 
 
-def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int) -> jax.Array:
-    """sum_s W_s op(x + sigma z_s): weights [groups, shared, N] -> [groups, shared, rows, d]."""
-    math = OPS[op]
+def op_sum(
+    keys, x, sigma, weights, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+) -> jax.Array:
+    """sum_s W_s op(x + sigma z_s): weights [groups, shared, N] -> [groups, shared, rows, out]."""
+    math = op_math(op)
     if not math.streamed:
-        codes = samples(keys, x, sigma, op=op, noise=noise, inner=inner)
+        codes = samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream)
         return math.weighted(codes, weights, x.shape[-1])
-    blocks = _Blocks(keys, x, sigma, op, noise, inner)
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
     lane_weights = _per_row(blocks, weights)
 
     def of_rows(q):
@@ -105,17 +110,21 @@ def op_sum(keys, x, sigma, weights, *, op: str, noise: str, inner: int) -> jax.A
 
         return sum_over(blocks.lane_blocks, part)
 
-    out = stack_over(blocks.row_blocks, of_rows)  # [row blocks, block rows, shared, d]
-    out = out.reshape(-1, blocks.shared, blocks.d)[: blocks.groups * blocks.rows]
-    return out.reshape(blocks.groups, blocks.rows, blocks.shared, blocks.d).swapaxes(1, 2)
+    out = stack_over(blocks.row_blocks, of_rows)  # [row blocks, block rows, shared, out]
+    out = out.reshape(-1, *out.shape[2:])[: blocks.groups * blocks.rows]
+    return out.reshape(blocks.groups, blocks.rows, *out.shape[1:]).swapaxes(1, 2)
 
 
-def op_dot(keys, x, sigma, cotangent, *, op: str, noise: str, inner: int) -> jax.Array:
-    """<op(x + sigma z_s), g> per sample: g [groups, shared, rows, d] -> [groups, shared, N]."""
-    math = OPS[op]
+def op_dot(
+    keys, x, sigma, cotangent, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+) -> jax.Array:
+    """<op(x + sigma z_s), g> per sample: g [groups, shared, rows, out] -> [groups, shared, N]."""
+    math = op_math(op)
     if not math.streamed:
-        return math.dot(samples(keys, x, sigma, op=op, noise=noise, inner=inner), cotangent)
-    blocks = _Blocks(keys, x, sigma, op, noise, inner)
+        return math.dot(
+            samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream), cotangent
+        )
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
     g = blocks.by_row(cotangent)
 
     def part(q, b):

@@ -12,46 +12,45 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.streams import THREEFRY, Draws, Stream
 from perturbk.kernels.tuning import TUNING
 
 
-def _moment(noise: str, order: int, power: int):
-    def moment(k0, k1, element):
-        return NOISES[noise].moment(element_bits(k0, k1, element), order, power)
-
-    return moment
-
-
-def score_dot(keys, v, *, noise: str, order: int, power: int) -> jax.Array:
-    """S t: keys uint32 [groups, 2, N], v [groups, shared, E] -> [groups, shared, N]."""
+def score_dot(
+    keys, v, *, noise: str, order: int, power: int, stream: Stream = THREEFRY
+) -> jax.Array:
+    """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    moment = _moment(noise, order, power)
-    group = TUNING.group if shared == 1 and size >= TUNING.group_from else 1
-    elem_blocks, width = split(size, TUNING.block, group)
-    width = -(-width // group) * group
-    lane_blocks, lanes = split(num_samples, TUNING.block * group // width, 16)
-    row_blocks, block_rows = split(groups, TUNING.block * group // (width * lanes))
-    words = [_blocks(keys[:, i], block_rows, lanes) for i in (0, 1)]
+    moment = stream.math(noise).moment
+    # A cell is what is drawn together: four neighbours in a row of the leaf, or one element.
+    fours = shared == 1 and (size >= TUNING.fours_from or stream.in_fours(1))
+    cell = 4 if fours else 1
+    rows, length = stream.rows(size)
+    per_row = -(-length // cell)
+    elem_blocks, width = split(rows * per_row, TUNING.block)
+    lane_blocks, lanes = split(num_samples, TUNING.block // width, 16)
+    row_blocks, block_rows = split(groups, TUNING.block // (width * lanes))
+    words = _words(keys, block_rows, lanes)
+    v = pad_to(v.reshape(groups, shared, rows, length), per_row * cell, 3)
+    v = v.reshape(groups, shared, rows * per_row, cell).swapaxes(2, 3)
     v = _blocks(v, block_rows, width)
-    step = width // group
 
     def part(q, b, e):
         # Fused into the noise, the lookups would keep it from being vectorised.
-        k0, k1, vs = lax.optimization_barrier((words[0][q, b], words[1][q, b], v[q, e]))
-        k0, k1 = k0[:, None], k1[:, None]
-        # [rows, elements, lanes]: reducing over the elements keeps the samples in vector lanes.
-        element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, lanes), 1)
-        element = element + jnp.asarray(e * width, jnp.uint32)
+        *ks, vs = lax.optimization_barrier((*(w[q, b] for w in words), v[q, e]))
+        # [rows, cells, lanes]: reducing over the cells keeps the samples in vector lanes.
+        at = lax.broadcasted_iota(jnp.uint32, (1, width, 1), 1) + jnp.asarray(e * width, jnp.uint32)
+        row, place = _in_row(at, rows, per_row)
+        place = jnp.broadcast_to(place, (block_rows, width, lanes))
+        draws = Draws(stream, noise, tuple(k[:, None] for k in ks), row, length, 1)
         if shared > 1:
-            tile = lax.optimization_barrier(moment(k0, k1, element))
+            tile = lax.optimization_barrier(moment(draws.drawn(place), order, power))
+            vs = vs[:, :, 0]
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), v.dtype)
-        for i in range(group):
-            at = element + np.uint32(i * step)
-            total = total + vs[:, 0, i * step : (i + 1) * step, None] * moment(k0, k1, at)
+        for i, drawn in enumerate(draws.drawn_four(place) if fours else [draws.drawn(place)]):
+            total = total + vs[:, 0, i, :, None] * moment(drawn, order, power)
         return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
 
     def of_rows(q):
@@ -62,35 +61,43 @@ def score_dot(keys, v, *, noise: str, order: int, power: int) -> jax.Array:
     return out[:groups, :, :num_samples]
 
 
-def score_sum(keys, w, *, size: int, noise: str, order: int, power: int) -> jax.Array:
-    """S^T w: keys uint32 [groups, 2, N], w [groups, shared, N] -> [groups, shared, size]."""
+def score_sum(
+    keys, w, *, size: int, noise: str, order: int, power: int, stream: Stream = THREEFRY
+) -> jax.Array:
+    """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    moment = _moment(noise, order, power)
-    group = TUNING.group if shared == 1 else 1
+    moment = stream.math(noise).moment
+    rows, length = stream.rows(size)
+    folds = 4 if shared == 1 else 1  # samples added up before storing
     elem_blocks, width = split(size, TUNING.block, 16)
-    lane_blocks, lanes = split(num_samples, TUNING.block * group // width, 16)
-    lanes = -(-lanes // group) * group
-    row_blocks, block_rows = split(groups, TUNING.block * group // (width * lanes))
+    lane_blocks, lanes = split(num_samples, TUNING.block * folds // width, 16)
+    lanes = -(-lanes // folds) * folds
+    row_blocks, block_rows = split(groups, TUNING.block * folds // (width * lanes))
     count: jax.Array | None = None
     if shared == 1 and lane_blocks > 1:
         keys, w, count = _nonzero_first(keys, w)
-    words = [_blocks(keys[:, i], block_rows, lanes) for i in (0, 1)]
+    words = _words(keys, block_rows, lanes)
     w = _blocks(w, block_rows, lanes)
-    step = lanes // group
+    step = lanes // folds
 
     def part(q, e, b):
-        k0, k1, ws = lax.optimization_barrier((words[0][q, b], words[1][q, b], w[q, b]))
-        k0, k1 = k0[:, :, None], k1[:, :, None]
+        *ks, ws = lax.optimization_barrier((*(k[q, b] for k in words), w[q, b]))
         # [rows, lanes, elements]: here it is the elements that stay in vector lanes.
-        element = lax.broadcasted_iota(jnp.uint32, (block_rows, step, width), 2)
-        element = element + jnp.asarray(e * width, jnp.uint32)
+        at = lax.broadcasted_iota(jnp.uint32, (1, 1, width), 2) + jnp.asarray(e * width, jnp.uint32)
+        row, column = _in_row(at, rows, length)
+        column = jnp.broadcast_to(column, (block_rows, step, width))
+
+        def moments(lane: slice) -> jax.Array:
+            draws = Draws(stream, noise, tuple(k[:, lane, None] for k in ks), row, length, 1)
+            return moment(draws.drawn(column), order, power)
+
         if shared > 1:
-            tile = lax.optimization_barrier(moment(k0, k1, element))
+            tile = lax.optimization_barrier(moments(slice(None)))
             return jnp.einsum("pmc,pce->pme", ws, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), w.dtype)
-        for i in range(group):
-            at = slice(i * step, (i + 1) * step)
-            total = total + ws[:, 0, at, None] * moment(k0[:, at], k1[:, at], element)
+        for i in range(folds):
+            lane = slice(i * step, (i + 1) * step)
+            total = total + ws[:, 0, lane, None] * moments(lane)
         return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
 
     def of_rows(q):
@@ -103,6 +110,15 @@ def score_sum(keys, w, *, size: int, noise: str, order: int, power: int) -> jax.
     out = stack_over(row_blocks, of_rows)  # [row blocks, elem blocks, rows, shared, width]
     out = jnp.moveaxis(out, 1, 3).reshape(row_blocks * block_rows, shared, elem_blocks * width)
     return out[:groups, :, :size]
+
+
+def _in_row(at: jax.Array, rows: int, length: int) -> tuple[jax.Array, jax.Array]:
+    """(row, place in it) of indices into rows of that length."""
+    if rows == 1:
+        return jnp.zeros((), at.dtype), at
+    n = np.uint32(length)
+    # Few numbers, and a division each: not to be repeated for every sample.
+    return lax.optimization_barrier((lax.div(at, n), lax.rem(at, n)))
 
 
 def _nonzero_first(keys, w):
@@ -122,6 +138,11 @@ def _nonzero_first(keys, w):
     keys = jnp.take_along_axis(keys, order[:, None], 2)
     w = jnp.where(live[:, None], jnp.take_along_axis(w, order[:, None], 2), 0)
     return *lax.optimization_barrier((keys, w)), count
+
+
+def _words(keys: jax.Array, block_rows: int, lanes: int) -> list[jax.Array]:
+    """Words in blocks, an array for each: a slice of one would keep loops from vectorising."""
+    return [_blocks(keys[:, i], block_rows, lanes) for i in range(keys.shape[1])]
 
 
 def _blocks(a: jax.Array, block_rows: int, size: int) -> jax.Array:

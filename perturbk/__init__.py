@@ -2,7 +2,7 @@
 
 from perturbk.distributions import Gumbel, Noise, Normal
 from perturbk.explain import Explanation, LeafExplanation, explain
-from perturbk.ops import argmax_one_hot, ranking
+from perturbk.ops import argmax_one_hot, ranking, top_k
 from perturbk.perturbed import PerturbedFunction, make_perturbed_fun
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "explain",
     "make_perturbed_fun",
     "ranking",
+    "top_k",
 ]

@@ -87,7 +87,7 @@ def _parse(argv: list[str] | None) -> demo_training.Settings:
         choices=IMPLEMENTATIONS,
         default=None,
         help="run this one instead of letting perturbk choose; pallas is slow on a CPU, where it "
-        "is interpreted",
+        "is interpreted, and triton needs a GPU",
     )
     return demo_training.Settings(**vars(parser.parse_args(argv)))
 

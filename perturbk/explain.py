@@ -9,7 +9,8 @@ import jax
 import jax.extend
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from perturbk.implementations import PLATFORMS, choose
+from perturbk.implementations import PLATFORMS, check, choose
+from perturbk.kernels.streams import STREAMS
 from perturbk.perturbed import PerturbedFunction
 from perturbk.recognise import Match
 
@@ -20,7 +21,7 @@ class LeafExplanation:
 
     Attributes:
         path: the leaf within the output, empty if the output is one array.
-        implementation: "xla" or "pallas".
+        implementation: "xla", "pallas" or "triton".
         kernel: the fused kernel, such as "argmax_gumbel"; None on the general path, which
             evaluates `fun` in blocks of samples.
         reason: for a kernel, why this implementation; on the general path, why no kernel fits.
@@ -70,7 +71,7 @@ def explain(
         >>> print(perturbk.explain(f, jnp.zeros(5), platform="cpu"))
         on cpu:
           output[0]: xla, kernel ranking_gumbel: Pallas has no compiled CPU backend
-          output[1]: xla, general path: not a known spelling of an argmax or ranking: sort
+          output[1]: xla, general path: not a known spelling of an argmax, ranking or top-k: sort
     """
     if not isinstance(f, PerturbedFunction):
         raise TypeError(f"f must come from perturbk.make_perturbed_fun, got {f!r}.")
@@ -94,9 +95,13 @@ def explain(
     for (path, _), match in zip(tree_flatten_with_path(out)[0], plan.outputs, strict=True):
         if isinstance(match, Match):
             name, why = plan.implementation, "named by the caller"
+            shape = shapes[match.leaf]
+            d, stream = shape[match.op.axis], STREAMS[plan.rng](shape[-1])
             if name is None:
-                name, why = choose(platform, match.op.name, shapes[match.leaf][match.op.axis])
+                name, why = choose(platform, match.op.name, d, stream=stream)
+            check(name, platform, match.op.name, d, stream)
             kernel = f"{match.op.name}_{plan.noise}"
+            kernel += "" if plan.rng == "jax" else f"_{plan.rng}"
         else:
             name, why, kernel = plan.implementation or "xla", match.reason, None
         explained.append(LeafExplanation(keystr(path), name, kernel, why))

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from perturbk.dice import one_with_log, weighted_sum
 from perturbk.kernels.blocks import even_blocks
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.streams import Draws, Stream
 from perturbk.kernels.tuning import TUNING
 
 Leaves = Sequence[jax.Array]
 LeafFun = Callable[[list[jax.Array]], list[jax.Array]]
+LogProb = Callable[[jax.Array], jax.Array]
 
 _OUTPUT = "perturbk_output"
 
@@ -34,6 +35,7 @@ def counted(
     weights: jax.Array,
     baseline: Leaves | None,
     *,
+    streams: Sequence[Stream],
     dtypes: Sequence[jnp.dtype],
     noise: str,
 ) -> list[jax.Array]:
@@ -41,10 +43,11 @@ def counted(
 
     Args:
         fun: list of leaves -> list of leaves.
-        keys: per leaf uint32 [2, N].
+        keys: per leaf uint32 [words, N].
         xs, sigmas: per leaf float32.
         weights: float32 [N], one in value, carrying the derivatives.
         baseline: fun(x), or None.
+        streams: that the noise of each leaf is drawn from.
         dtypes: in which each leaf of a sample reaches `fun`.
         noise: a name in `perturbk.kernels.noise.NOISES`.
 
@@ -53,16 +56,40 @@ def counted(
     """
 
     def block(words, weights: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        ys = []
-        for (k0, k1), x, sigma, dtype in zip(words, xs, sigmas, dtypes, strict=True):
-            z = _noise(k0, k1, x.shape, noise)
-            scale = sigma[None] if sigma.ndim else sigma
-            ys.append(lax.stop_gradient((x[None] + scale * z).astype(dtype)))
-        return ys, weights
+        ys = _perturbed(words, xs, sigmas, streams, noise)
+        return [y.astype(dtype) for y, dtype in zip(ys, dtypes, strict=True)], weights
 
     size = max(1, sum(x.size for x in xs))
-    operands = [(k[0], k[1]) for k in keys], weights
+    operands = [tuple(k) for k in keys], weights
     return _mean(fun, block, operands, weights.size, TUNING.general_block // size, baseline)
+
+
+def kept(
+    fun: LeafFun,
+    keys: Leaves,
+    xs: Leaves,
+    sigmas: Leaves,
+    baseline: Leaves | None,
+    *,
+    streams: Sequence[Stream],
+    dtypes: Sequence[jnp.dtype],
+    noise: str,
+    log_prob: LogProb,
+) -> list[jax.Array]:
+    """As `counted`, all samples at once, and the backward pass reads the samples again.
+
+    For calls of so few variates that drawing them a second time would take longer.
+    """
+
+    def block(*words) -> tuple[list[jax.Array], jax.Array]:
+        ys = _perturbed(words, xs, sigmas, streams, noise)
+        log_density = jax.vmap(lambda *ys: _log_density(ys, xs, sigmas, log_prob))(*ys)
+        ys = [y.astype(dtype) for y, dtype in zip(ys, dtypes, strict=True)]
+        return ys, one_with_log(log_density)
+
+    num_samples = keys[0].shape[1]
+    operands = tuple(tuple(k) for k in keys)
+    return _mean(fun, block, operands, num_samples, num_samples, baseline)
 
 
 def drawn(
@@ -85,13 +112,11 @@ def drawn(
 
     def one(key: jax.Array) -> tuple[list[jax.Array], jax.Array]:
         leaf_keys = jax.random.split(key, len(xs)) if xs else []
-        ys, log_density = [], jnp.zeros(())
-        for k, x, sigma in zip(leaf_keys, xs, sigmas, strict=True):
-            y = lax.stop_gradient(x + sigma * noise.sample(k, x.shape, x.dtype))
-            log_prob = noise.log_prob((y - x) / sigma)
-            # -log sigma makes it the density of y: without it the derivative in sigma is biased.
-            log_density += jnp.sum(log_prob) - jnp.sum(jnp.broadcast_to(jnp.log(sigma), x.shape))
-            ys.append(y)
+        ys = [
+            lax.stop_gradient(x + sigma * noise.sample(k, x.shape, x.dtype))
+            for k, x, sigma in zip(leaf_keys, xs, sigmas, strict=True)
+        ]
+        log_density = _log_density(ys, xs, sigmas, noise.log_prob)
         return ys, jnp.exp(log_density - lax.stop_gradient(log_density))
 
     num_samples = keys.shape[0]
@@ -122,11 +147,9 @@ def _mean(
         # Mapped over the weights as well, for x may be an empty tree.
         for i, f in enumerate(jax.vmap(lambda ys, _: fun(ys))(ys, weights)):
             f = f.astype(jnp.promote_types(f.dtype, weights.dtype))
-            w = weights.astype(f.dtype).reshape(-1, *[1] * (f.ndim - 1))
-            f = w * checkpoint_name(f, _OUTPUT)
-            if baseline is not None:
-                f = f + (1 - w) * jnp.asarray(baseline[i])[None]
-            total.append(jnp.sum(f, 0))
+            f = checkpoint_name(f, _OUTPUT)
+            base = None if baseline is None else jnp.asarray(baseline[i], f.dtype)
+            total.append(weighted_sum(weights.astype(f.dtype), f, base))
         return total
 
     count, lanes = even_blocks(num_samples, most)
@@ -153,12 +176,35 @@ def _mean(
     return [t / num_samples for t in total]
 
 
-def _noise(k0: jax.Array, k1: jax.Array, shape: tuple[int, ...], noise: str) -> jax.Array:
-    """Standard noise of a block of samples: key words uint32 [block] -> float32 [block, *shape]."""
-    element = lax.broadcasted_iota(jnp.uint32, (k0.size, math.prod(shape)), 1)
-    # Fused into the noise, slicing the keys would keep it from being vectorised.
-    k0, k1 = lax.optimization_barrier((k0, k1))
-    bits = element_bits(k0[:, None], k1[:, None], element)
+def _log_density(ys: Leaves, xs: Leaves, sigmas: Leaves, log_prob: LogProb) -> jax.Array:
+    """Log density of one sample, given x and sigma; ys do not depend on them."""
+    total = jnp.zeros(())
+    for y, x, sigma in zip(ys, xs, sigmas, strict=True):
+        # Without -log sigma the derivative in sigma would be biased.
+        log_sigma = jnp.broadcast_to(jnp.log(sigma), x.shape)
+        total += jnp.sum(log_prob((y - x) / sigma)) - jnp.sum(log_sigma)
+    return total
+
+
+def _perturbed(words, xs: Leaves, sigmas: Leaves, streams, noise: str) -> list[jax.Array]:
+    """x + sigma z for a block of samples, from their words per leaf (uint32 [block] each)."""
+    ys = []
+    for ks, x, sigma, stream in zip(words, xs, sigmas, streams, strict=True):
+        scale = sigma[None] if sigma.ndim else sigma
+        ys.append(lax.stop_gradient(x[None] + scale * _noise(ks, x.shape, stream, noise)))
+    return ys
+
+
+def _noise(words, shape: tuple[int, ...], stream: Stream, noise: str) -> jax.Array:
+    """Standard noise of a block of samples: float32 [block, *shape]."""
+    size = math.prod(shape)
+    rows, length = stream.rows(size)
+    # Fused into the noise, slicing the words would keep it from being vectorised.
+    words = lax.optimization_barrier(words)
+    row, column = (lax.broadcasted_iota(jnp.uint32, (rows, length), i) for i in (0, 1))
+    if rows > 1:
+        row, column = lax.optimization_barrier((row.reshape(1, size), column.reshape(1, size)))
+    column = jnp.broadcast_to(column.reshape(1, size), (words[0].size, size))
+    draws = Draws(stream, noise, tuple(w[:, None] for w in words), row, length, 1)
     # The barrier keeps `fun` from drawing the noise again for every use of a sample.
-    z = lax.optimization_barrier(NOISES[noise].variate(bits))
-    return z.reshape(-1, *shape)
+    return lax.optimization_barrier(draws(column)).reshape(-1, *shape)

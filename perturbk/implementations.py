@@ -12,8 +12,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, xla, xla_score
-from perturbk.kernels.ops import OPS
+from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, triton, xla, xla_score
+from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.streams import THREEFRY, Philox, Stream, Threefry
 from perturbk.kernels.tuning import TUNING
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -35,10 +36,21 @@ def _score_sum(kernel: Callable, keys, x, sigma, w, **params) -> jax.Array:
     return kernel(keys, w, size=x.shape[-1], **params)
 
 
+def _samples_and_dot(ops, score, keys, x, sigma, leaf_x, leaf_sigma, t, *, op, inner, **params):
+    """Both in one kernel where there is one, else in two."""
+    together = getattr(ops, "samples_and_dot", None)
+    found = together and together(keys, x, sigma, t, op=op, inner=inner, **params)
+    if found:
+        return found
+    codes = ops.samples(keys, x, sigma, op=op, inner=inner, **params)
+    return codes, score.score_dot(keys, t, order=1, power=0, **params)
+
+
 def _table(ops, score, **static) -> dict[str, Callable]:
     """Kernels of one implementation, by the name of their primitive."""
     bind = functools.partial
     return {
+        "samples_and_dot": bind(_samples_and_dot, ops, score, **static),
         "samples": bind(ops.samples, **static),
         "op_sum": bind(ops.op_sum, **static),
         "op_dot": bind(ops.op_dot, **static),
@@ -54,30 +66,49 @@ def _pallas(platform: str) -> dict[str, Callable]:
     return _table(ops, score, platform=platform)
 
 
+def _triton(platform: str) -> dict[str, Callable]:
+    triton.require()
+    # These import Triton, an optional dependency.
+    from perturbk.kernels import triton_ops, triton_products
+
+    return _table(triton_ops, triton_products, platform=platform)
+
+
 # A new implementation is a line here: platform -> its kernels.
 _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
     "xla": lambda platform: _table(xla, xla_score),
     "pallas": _pallas,
+    "triton": _triton,
 }
 IMPLEMENTATIONS = tuple(_KERNELS)
+# Those that draw the noise in kernels, and nowhere else.
+FUSED = ("pallas", "triton")
 
 
-def choose(platform: str, op: str | None, d: int, shared: int = 1) -> tuple[str, str]:
+_ONLY_THREEFRY = "its kernels draw by Threefry, and cannot multiply to 64 bits, as Philox does"
+
+
+def choose(
+    platform: str, op: str | None, d: int, shared: int = 1, stream: Stream = THREEFRY
+) -> tuple[str, str]:
     """What `implementation=None` means: (name, reason), for an op or the score (None).
 
     Args:
         platform: one of `PLATFORMS`.
-        op: a key of `perturbk.kernels.ops.OPS`.
+        op: its key, see `perturbk.kernels.ops`.
         d: coordinates in a row.
         shared: vectors that see the same noise, because a call is mapped over x alone.
+        stream: that the noise is drawn from.
     """
     if platform == "cpu":
         return "xla", "Pallas has no compiled CPU backend"
     on_tpu = platform == "tpu"
+    if on_tpu and stream.cells(1) is None:
+        return "xla", _ONLY_THREEFRY
     if on_tpu and shared > TUNING.tpu_shared_most:
         return "xla", f"{shared} vectors share their noise, which XLA draws once"
-    most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_counting_most
-    if op is not None and OPS[op].streamed and d > most:
+    most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_network_most
+    if op in SORT_KEYS and d > most:
         why = "XLA sorts: their keys would not fit" if on_tpu else "a sort beats counting"
         return "xla", f"above {most} coordinates {why}"
     if on_tpu:
@@ -85,9 +116,40 @@ def choose(platform: str, op: str | None, d: int, shared: int = 1) -> tuple[str,
     return "pallas", "fused: the noise never leaves the registers"
 
 
-def run(name: str, platform: str, *operands, implementation: str | None, **params) -> jax.Array:
+def check(implementation: str, platform: str, op: str | None, d: int, stream: Stream) -> None:
+    """Raises NotImplementedError, with the reason, if a named implementation has no kernel."""
+    why = _why_not(implementation, platform, op, d, stream)
+    if why:
+        raise NotImplementedError(
+            f"implementation={implementation!r} cannot run this call: {why}. Use "
+            f"implementation=None, which chooses, or another of {list(IMPLEMENTATIONS)}."
+        )
+
+
+def _why_not(implementation: str, platform: str, op: str | None, d: int, stream: Stream) -> str:
+    if implementation == "triton":
+        if not isinstance(stream, Threefry | Philox):
+            return "its kernels draw with rng='jax' and rng='philox' only"
+        return triton.why_not(platform, op, d)
+    if implementation == "pallas" and platform == "tpu" and stream.cells(1) is None:
+        return f"on a TPU {_ONLY_THREEFRY}"
+    return ""
+
+
+def run(
+    name: str,
+    platform: str,
+    *operands,
+    implementation: str | None,
+    stream: Stream = THREEFRY,
+    **params,
+) -> jax.Array:
     """Runs kernel `name` as lowered for `platform`."""
+    _, shared, *_, d = operands[1].shape
+    op = params.get("op")
     if implementation is None:
-        _, shared, *_, d = operands[1].shape
-        implementation, _ = choose(platform, params.get("op"), d, shared)
+        implementation, _ = choose(platform, op, d, shared, stream)
+    check(implementation, platform, op, d, stream)
+    if stream != THREEFRY:  # which is every kernel's own, and the only one of some
+        params["stream"] = stream
     return _KERNELS[implementation](platform)[name](*operands, **params)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import nn
+from jax import lax, nn
 from jax.typing import ArrayLike
 
 
@@ -63,6 +63,46 @@ def ranking(x: ArrayLike, axis: int = -1, descending: bool = False) -> jax.Array
     """
     x, axis = _checked(x, axis)
     return jnp.argsort(jnp.argsort(-x if descending else x, axis), axis)
+
+
+def top_k(x: ArrayLike, k: int, axis: int = -1) -> jax.Array:
+    """k-hot mask of the k largest entries along an axis; with k = 1, a one-hot argmax.
+
+    Args:
+        x: real array with at least one axis.
+        k: how many, from 1 to the length of the axis. Up to 32 have kernels.
+        axis: the axis along which to select, not empty.
+
+    Returns:
+        Array of x's shape in the default float dtype (float32 unless x64 is enabled), whatever
+        x's dtype: one at the k largest entries along the axis, zero elsewhere. They are those of
+        `jax.lax.top_k`: of equal entries the one with the lower index comes first, but +0 is
+        larger than -0; NaN is larger than inf, and NaN with its sign bit set smaller than -inf.
+
+    Raises:
+        TypeError: k or axis is not an int.
+        ValueError: k is not from 1 to the length of the axis; x has no such axis, or it is empty.
+
+    Example:
+        >>> import jax.numpy as jnp, perturbk
+        >>> print(perturbk.top_k(jnp.array([1.0, 3.0, 0.0, 1.0]), 2))
+        [1. 1. 0. 0.]
+
+    Source: Berthet et al. 2020, arXiv 2002.08676, section 2 (a linear program over the convex hull
+    of k-hot vectors); Cordonnier et al. 2021, Differentiable Patch Selection for Image
+    Recognition, arXiv 2104.03059, section 3. The latter's sorted indices are
+    ``jax.lax.top_k(x, k)[1]``, which is recognised too.
+    """
+    x, axis = _checked(x, axis)
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise TypeError(f"k must be an int, got {k!r}. It sets shapes, so it cannot be traced.")
+    if not 1 <= k <= x.shape[axis]:
+        raise ValueError(
+            f"k must be from 1 to {x.shape[axis]}, the length of axis {axis} of x of shape "
+            f"{x.shape}, got {k}."
+        )
+    _, best = lax.top_k(x, int(k), axis=axis)
+    return nn.one_hot(best, x.shape[axis], axis=axis).sum(axis + 1)
 
 
 def _checked(x: ArrayLike, axis: int) -> tuple[jax.Array, int]:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from perturbk import fused, general, validate
 from perturbk.distributions import Gumbel, Noise
 from perturbk.jaxprs import trace
-from perturbk.kernels.threefry import leaf_keys
+from perturbk.kernels.streams import STREAMS
 from perturbk.plan import Plan, make_plan, result_dtype
 from perturbk.recognise import Match
 
@@ -32,13 +32,15 @@ class PerturbedFunction:
         noise: Noise,
         use_baseline: bool,
         implementation: str | None,
+        rng: str,
     ):
         self._fun = fun
-        self._num_samples = validate.check_options(fun, num_samples, noise, implementation)
+        self._num_samples = validate.check_options(fun, num_samples, noise, implementation, rng)
         self._sigma = validate.check_sigma(sigma)
         self._noise = noise
         self._use_baseline = bool(use_baseline)
         self._implementation = implementation
+        self._rng = rng
         self.__name__ = f"perturbed_{getattr(fun, '__name__', type(fun).__name__)}"
 
     def __call__(self, key: jax.Array, x: Any) -> Any:
@@ -70,6 +72,7 @@ class PerturbedFunction:
             self._num_samples,
             self._use_baseline,
             self._implementation,
+            self._rng,
         )
         return plan, out_tree, (key, leaves, self._sigma, consts)
 
@@ -112,14 +115,39 @@ def _drawn(plan: Plan, key, leaves, sigma, consts, baseline) -> list[jax.Array]:
 
 def _counted(plan: Plan, noise: str, key, leaves, sigma, consts, baseline) -> list[jax.Array]:
     """Each leaf on its kernel or the general path, with noise from counters."""
-    words = jax.random.key_data(key)
-    keys = [leaf_keys(words, plan.num_samples, i) for i in range(len(leaves))]
+    streams = [STREAMS[plan.rng](leaf.shape[-1] if leaf.ndim else 1) for leaf in leaves]
+    keys = [stream.words(key, plan.num_samples, i) for i, stream in enumerate(streams)]
     xs = [leaf.astype(jnp.float32) for leaf in leaves]
     sigma = jnp.asarray(sigma, jnp.float32)
     sigmas = [jnp.broadcast_to(sigma, x.shape) if sigma.ndim else sigma for x in xs]
+    if plan.keeps_samples(sum(x.size for x in xs)):
+        return general.kept(
+            functools.partial(_call, plan.traced, consts, None),
+            keys,
+            xs,
+            sigmas,
+            baseline,
+            streams=streams,
+            dtypes=[leaf.dtype for leaf in leaves],
+            noise=noise,
+            log_prob=plan.noise_object.log_prob,
+        )
+    lone = plan.outputs[0] if len(leaves) == len(plan.outputs) == 1 else None
+    if isinstance(lone, Match) and fused.has_lone_mean(
+        lone.op.name, lone.op.axis, xs[0].shape, plan.num_samples
+    ):
+        mean = fused.lone_mean(
+            op=lone.op.name,
+            axis=lone.op.axis,
+            noise=noise,
+            stream=streams[0],
+            implementation=plan.implementation,
+        )
+        base = None if baseline is None else baseline[0].astype(jnp.float32)
+        return [mean(keys[0], xs[0], sigmas[0], base)]
     log_density = sum(
-        fused.log_density(k, x, s, noise=noise, implementation=plan.implementation)
-        for k, x, s in zip(keys, xs, sigmas, strict=True)
+        fused.log_density(k, x, s, noise=noise, stream=stream, implementation=plan.implementation)
+        for k, x, s, stream in zip(keys, xs, sigmas, streams, strict=True)
     )
     weights = jnp.exp(log_density)
 
@@ -136,6 +164,7 @@ def _counted(plan: Plan, noise: str, key, leaves, sigma, consts, baseline) -> li
                 op=match.op.name,
                 axis=match.op.axis,
                 noise=noise,
+                stream=streams[leaf],
                 implementation=plan.implementation,
             )
     if plan.general:
@@ -146,6 +175,7 @@ def _counted(plan: Plan, noise: str, key, leaves, sigma, consts, baseline) -> li
             sigmas,
             weights,
             None if baseline is None else [baseline[i] for i in plan.general],
+            streams=streams,
             dtypes=[leaf.dtype for leaf in leaves],
             noise=noise,
         )
@@ -168,6 +198,7 @@ def make_perturbed_fun(
     use_baseline: bool = True,
     *,
     implementation: str | None = None,
+    rng: str = "jax",
 ) -> PerturbedFunction:
     r"""Smooths a discrete function with noise, so that it can be trained through.
 
@@ -183,8 +214,8 @@ def make_perturbed_fun(
 
     Args:
         fun: pytree of arrays -> pytree of arrays; it may close over other values, and gradients
-            flow into them. One-hot argmaxes and rankings, alone or in trees, are recognised and
-            run on fused kernels; anything else is evaluated in blocks of samples.
+            flow into them. One-hot argmaxes, rankings and top-ks, alone or in trees, are recognised
+            and run on fused kernels; anything else is evaluated in blocks of samples.
         num_samples: number of perturbed copies N, at least 1.
         sigma: scale of the noise, positive: a scalar, or an array that broadcasts to every leaf
             of x. It may be traced; derivatives with respect to it are unbiased (optax's are not).
@@ -193,8 +224,23 @@ def make_perturbed_fun(
         use_baseline: subtract fun(x) in the gradient, which usually lowers its variance.
         implementation: ``None`` chooses by platform and ``fun`` (`explain` tells what and why);
             ``"xla"`` streams through plain XLA; ``"pallas"`` runs the fused Pallas kernels, in
-            interpret mode on a CPU (for tests), and raises if the noise or the key has none. For
-            a ``fun`` without a kernel, ``"pallas"`` is the score products of its derivatives.
+            interpret mode on a CPU (for tests), and raises if the noise or the key has none;
+            ``"triton"``, by name only, runs native Triton kernels on CUDA and ROCm (install
+            ``perturbk[triton]``), and raises on other platforms and for rankings above 64
+            coordinates. For a ``fun`` without a kernel, the last two are the score products of its
+            derivatives.
+        rng: stream of the noise, named by how it is drawn from the key.
+
+            =================== ================================================================
+            ``"jax"``           the numbers of `jax.random`, and so of optax
+            ``"threefry_pair"`` others, for keys of any kind: two variates from one encryption by
+                                Threefry where ``"jax"`` takes one, above all for TPUs. Not for
+                                ``"triton"``
+            ``"philox"``        others, for keys of any kind: four variates from one encryption by
+                                Philox, cheap where the hardware multiplies (GPUs above all), and
+                                with finer tails: uniforms of 32 bits rather than 23. On a TPU not
+                                for ``"pallas"``
+            =================== ================================================================
 
     Returns:
         f(key, x) -> pytree of ``fun``'s structure and shapes. Dtypes are those of ``fun``
@@ -204,7 +250,7 @@ def make_perturbed_fun(
     Raises:
         TypeError, ValueError: for an option that cannot be; and by f for a key or an x that
             cannot be (integer leaves, empty axes).
-        NotImplementedError: by f, if the named implementation cannot run the call.
+        NotImplementedError: by f, if the named implementation or stream cannot run the call.
 
     Example:
         >>> import jax, jax.numpy as jnp, perturbk
@@ -218,5 +264,6 @@ def make_perturbed_fun(
         Berthet et al. 2020, Learning with Differentiable Perturbed Optimizers, arXiv 2002.08676.
         Foerster et al. 2018, DiCE: The Infinitely Differentiable Monte Carlo Estimator,
         arXiv 1802.05098.
+        Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (Threefry and Philox).
     """
-    return PerturbedFunction(fun, num_samples, sigma, noise, use_baseline, implementation)
+    return PerturbedFunction(fun, num_samples, sigma, noise, use_baseline, implementation, rng)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 
 from perturbk.distributions import Noise, known_name
+from perturbk.implementations import FUSED
 from perturbk.jaxprs import Traced
+from perturbk.kernels.tuning import TUNING
 from perturbk.recognise import Match, Miss, recognise
 
 _LARGEST_LEAF = 1 << 32  # elements; counters beyond it need a second word
@@ -27,7 +29,7 @@ class Plan:
         noise_object: the user's noise.
         why_drawn: why the noise is not drawn from counters; empty if it is.
         in_blocks: whether drawing sample by sample gives the same numbers as all at once.
-        num_samples, use_baseline, implementation: as passed.
+        num_samples, use_baseline, implementation, rng: as passed.
     """
 
     traced: Traced
@@ -39,6 +41,13 @@ class Plan:
     num_samples: int
     use_baseline: bool
     implementation: str | None
+    rng: str
+
+    def keeps_samples(self, size: int) -> bool:
+        """Whether the general path, if all is on it, keeps its samples of `size` variates each."""
+        if len(self.general) < len(self.outputs) or self.implementation in FUSED:
+            return False
+        return self.num_samples * size <= TUNING.kept_most
 
     @property
     def general(self) -> tuple[int, ...]:
@@ -54,21 +63,25 @@ def make_plan(
     num_samples: int,
     use_baseline: bool,
     implementation: str | None,
+    rng: str,
 ) -> Plan:
     """Chooses the path of each output leaf.
 
     Raises:
-        NotImplementedError: a kernel implementation was named that cannot draw this noise.
+        NotImplementedError: a kernel implementation or a stream was named that cannot draw this
+            noise.
     """
     generator = str(jax.random.key_impl(key))
     noise = known_name(noise_object)
-    why = _why_drawn(noise, noise_object, generator, leaves)
+    why = _why_drawn(noise, noise_object, generator if rng == "jax" else None, leaves)
     if why:
         noise = None
-        if implementation == "pallas":
+        if rng != "jax":
+            raise NotImplementedError(f"rng={rng!r} cannot run this call: {why}. Use rng='jax'.")
+        if implementation in FUSED:
             raise NotImplementedError(
-                f"implementation='pallas' cannot run this call: {why}. Use implementation=None "
-                "or 'xla'."
+                f"implementation={implementation!r} cannot run this call: {why}. Use "
+                "implementation=None or 'xla'."
             )
         outputs = tuple(Miss(why) for _ in traced.out_avals)
     else:
@@ -83,13 +96,29 @@ def make_plan(
         num_samples=num_samples,
         use_baseline=use_baseline,
         implementation=implementation,
+        rng=rng,
     )
 
 
-def _why_drawn(noise: str | None, noise_object, generator: str, leaves) -> str:
-    """Why counters cannot give the numbers that jax.random gives; empty if they can."""
+def _why_drawn(noise: str | None, noise_object, generator: str | None, leaves) -> str:
+    """Why counters cannot give this noise; empty if they can.
+
+    generator: the key's, of which counters have to give the numbers; None asks for no such numbers.
+    """
     if noise is None:
         return f"no kernel draws {type(noise_object).__name__} noise (Gumbel and Normal have one)"
+    if generator is not None and (why := _why_other_bits(noise, generator)):
+        return why
+    for leaf in leaves:
+        if leaf.dtype.itemsize > 4:
+            return f"a leaf of x is {leaf.dtype}, and the kernels draw float32 noise"
+        if leaf.size >= _LARGEST_LEAF:
+            return f"a leaf of x has {leaf.size} elements, and 32-bit counters end at 2**32"
+    return "" if leaves else "x has no leaves"
+
+
+def _why_other_bits(noise: str, generator: str) -> str:
+    """Why jax.random does not make its numbers as the kernels do; empty if it does."""
     if generator != "threefry2x32":
         return f"the key's generator is {generator!r}, and only 'threefry2x32' has a kernel"
     config: Any = jax.config  # its attributes are set at run time, unseen by type checkers
@@ -97,12 +126,7 @@ def _why_drawn(noise: str | None, noise_object, generator: str, leaves) -> str:
         return "jax_threefry_partitionable is off, which changes every random number"
     if noise == "gumbel" and config.jax_high_dynamic_range_gumbel:
         return "jax_high_dynamic_range_gumbel is on, which draws two words for each variate"
-    for leaf in leaves:
-        if leaf.dtype.itemsize > 4:
-            return f"a leaf of x is {leaf.dtype}, and the kernels draw float32 noise"
-        if leaf.size >= _LARGEST_LEAF:
-            return f"a leaf of x has {leaf.size} elements, and 32-bit counters end at 2**32"
-    return "" if leaves else "x has no leaves"
+    return ""
 
 
 def result_dtype(leaves: list[jax.Array], out: ShapedArray) -> jnp.dtype:

@@ -9,7 +9,8 @@ with l_s the log density of sample s. Four linear maps carry every derivative of
     op_sum    W -> sum_s W_s f_s            transposes to  op_dot     g -> <f_s, g>
     score_dot t -> <h_m(z_s) z_s^n, t>      transposes to  score_sum  w -> sum_s w_s h_m(z_s) z_s^n
 
-so that the VJP is op_dot, then score_sum, and needs N numbers in between, whatever the op.
+so that the VJP is op_dot, then score_sum, and needs N numbers in between, whatever the op. Where
+what the samples chose is kept, codes_sum and codes_dot take the place of op_sum and op_dot.
 `log_density` (value 0, tangent score_dot) ties them to x and sigma. z = (y - x)/sigma with the
 sample y held fixed, so that differentiating a moment gives moments of higher order:
 
@@ -36,16 +37,24 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from perturbk import implementations
-from perturbk.kernels.noise import NOISES
-from perturbk.kernels.ops import OPS
+from perturbk.kernels.ops import op_math
 from perturbk.kernels.tuning import TUNING
 
 _FLOAT = np.dtype(np.float32)
 
 
-def _primitive(name: str, abstract: Callable) -> Primitive:
-    """A primitive `perturbk_<name>` lowered by the kernel of that name of each implementation."""
+def primitive(
+    name: str,
+    abstract: Callable,
+    multiple_results: bool = False,
+    run: Callable = implementations.run,
+) -> Primitive:
+    """A primitive `perturbk_<name>` lowered by run(name, platform, *operands, **params).
+
+    That is, if not told otherwise, by the kernel of that name of an implementation.
+    """
     p = Primitive(f"perturbk_{name}")
+    p.multiple_results = multiple_results
     p.def_abstract_eval(abstract)
 
     @functools.lru_cache(maxsize=512)
@@ -58,14 +67,14 @@ def _primitive(name: str, abstract: Callable) -> Primitive:
             return compiled(tuple(sorted(params.items())))(*operands)
 
     for platform in implementations.PLATFORMS:
-        kernel = functools.partial(implementations.run, name, platform)
-        rule = mlir.lower_fun(kernel, multiple_results=False)
+        kernel = functools.partial(run, name, platform)
+        rule = mlir.lower_fun(kernel, multiple_results=multiple_results)
         mlir.register_lowering(p, rule, platform=platform)
-    batching.primitive_batchers[p] = functools.partial(_batch, p)
+    batching.primitive_batchers[p] = functools.partial(batch, p)
     return p
 
 
-def _batch(p: Primitive, operands, dims, **params):
+def batch(p: Primitive, operands, dims, **params):
     """Rebinds with the mapped axis folded into `groups` (keys mapped) or `shared` (not)."""
     size = next(a.shape[d] for a, d in zip(operands, dims, strict=True) if d is not None)
     keys_mapped = dims[0] is not None
@@ -81,22 +90,26 @@ def _batch(p: Primitive, operands, dims, **params):
 
     keys = folded(operands[0], dims[0]) if keys_mapped else operands[0]
     rest = [folded(a, d) for a, d in zip(operands[1:], dims[1:], strict=True)]
+
+    def unfolded(out):
+        shape = (*out.shape[:fold], size, out.shape[fold] // size, *out.shape[fold + 1 :])
+        return out.reshape(shape)
+
     out = p.bind(keys, *rest, **params)
-    shape = (*out.shape[:fold], size, out.shape[fold] // size, *out.shape[fold + 1 :])
-    return out.reshape(shape), fold
+    return jax.tree.map(unfolded, out), jax.tree.map(lambda _: fold, out)
 
 
 def _num_samples(keys) -> int:
     return keys.shape[-1]
 
 
-def _abstract_samples(keys, x, sigma, *, op, **_):
-    math, d = OPS[op], x.shape[-1]
+def abstract_samples(keys, x, sigma, *, op, **_):
+    math, d = op_math(op), x.shape[-1]
     shape = (*x.shape[:3], *math.code_shape(d), _num_samples(keys))
     return ShapedArray(shape, np.dtype(math.code_dtype(d)))
 
 
-def _abstract_per_sample(keys, x, *_, **__):
+def abstract_per_sample(keys, x, *_, **__):
     return ShapedArray((*x.shape[:2], _num_samples(keys)), _FLOAT)
 
 
@@ -104,26 +117,30 @@ def _abstract_like_x(keys, x, *_, **__):
     return ShapedArray(x.shape, _FLOAT)
 
 
-samples_p = _primitive("samples", _abstract_samples)
-op_sum_p = _primitive("op_sum", _abstract_like_x)
-op_dot_p = _primitive("op_dot", _abstract_per_sample)
-score_dot_p = _primitive("score_dot", _abstract_per_sample)
-score_sum_p = _primitive("score_sum", _abstract_like_x)
-log_density_p = _primitive("log_density", _abstract_per_sample)
+def _abstract_op_sum(keys, x, *_, op, **__):
+    return ShapedArray((*x.shape[:3], op_math(op).out_size(x.shape[-1])), _FLOAT)
 
 
-def _is_zero(tangent) -> bool:
+samples_p = primitive("samples", abstract_samples)
+op_sum_p = primitive("op_sum", _abstract_op_sum)
+op_dot_p = primitive("op_dot", abstract_per_sample)
+score_dot_p = primitive("score_dot", abstract_per_sample)
+score_sum_p = primitive("score_sum", _abstract_like_x)
+log_density_p = primitive("log_density", abstract_per_sample)
+
+
+def is_zero(tangent) -> bool:
     return type(tangent) is ad.Zero
 
 
-def _zero(like: jax.Array) -> ad.Zero:
+def zero(like: jax.Array) -> ad.Zero:
     """The symbolic zero tangent of a value."""
     return ad.Zero(jax.typeof(like).to_tangent_aval())
 
 
 def _total(terms: list, like):
     """Sum of tangent terms; a symbolic zero if there is none."""
-    return functools.reduce(ad.add_tangents, terms) if terms else _zero(like)
+    return functools.reduce(ad.add_tangents, terms) if terms else zero(like)
 
 
 # --- samples: integers, so the derivative is zero ------------------------------------------------
@@ -132,7 +149,7 @@ def _total(terms: list, like):
 def _samples_jvp(primals, tangents, **params):
     del tangents  # f_s is piecewise constant: its own derivative is never used
     out = samples_p.bind(*primals, **params)
-    return out, _zero(out)
+    return out, zero(out)
 
 
 ad.primitive_jvps[samples_p] = _samples_jvp
@@ -141,35 +158,40 @@ ad.primitive_jvps[samples_p] = _samples_jvp
 # --- op_sum and op_dot: linear in their last operand ---------------------------------------------
 
 
-def _kept(keys, x, sigma, **params):
-    """The codes, if few enough to keep from the first use to the last; else None."""
-    math = OPS[params["op"]]
-    aval = _abstract_samples(keys, x, sigma, **params)
-    if math.streamed and aval.size * aval.dtype.itemsize > TUNING.residual_bytes:
-        return None
-    return samples_p.bind(keys, x, sigma, **params)
+def keeps_codes(op: str, rows: int, d: int, num_samples: int) -> bool:
+    """Whether the codes are few enough to keep from the first use to the last."""
+    math = op_math(op)
+    per_row = int(np.prod(math.code_shape(d))) * np.dtype(math.code_dtype(d)).itemsize
+    return rows * num_samples * per_row <= TUNING.residual_bytes or not math.streamed
 
 
 def _op_sum_jvp(primals, tangents, **params):
     keys, x, sigma, w = primals
-    if _is_zero(tangents[3]):
+    if is_zero(tangents[3]):
         out = op_sum_p.bind(*primals, **params)
-        return out, _zero(out)
-    codes = _kept(keys, x, sigma, **params)
+        return out, zero(out)
+    codes = None
+    if keeps_codes(params["op"], int(np.prod(x.shape[:3])), x.shape[-1], _num_samples(keys)):
+        codes = samples_p.bind(keys, x, sigma, **params)
 
     def linear(w: jax.Array) -> jax.Array:
         if codes is None:
             return op_sum_p.bind(keys, x, sigma, w, **params)
-        return OPS[params["op"]].weighted(codes, w, x.shape[-1])
+        return codes_sum_p.bind(codes, w, op=params["op"], d=x.shape[-1])
 
     return linear(w), linear(ad.instantiate_zeros(tangents[3]))
 
 
-def _op_dot_jvp(primals, tangents, **params):
-    out = op_dot_p.bind(*primals, **params)
-    if _is_zero(tangents[3]):
-        return out, _zero(out)
-    return out, op_dot_p.bind(*primals[:3], tangents[3], **params)
+def _linear_jvp(p: Primitive):
+    """JVP rule of a map with a derivative in its last operand only, in which it is linear."""
+
+    def rule(primals, tangents, **params):
+        out = p.bind(*primals, **params)
+        if is_zero(tangents[-1]):
+            return out, zero(out)
+        return out, p.bind(*primals[:-1], tangents[-1], **params)
+
+    return rule
 
 
 def _linear_transpose(other: Primitive):
@@ -179,43 +201,68 @@ def _linear_transpose(other: Primitive):
         *fixed, last = operands
         assert ad.is_undefined_primal(last)
         assert not any(map(ad.is_undefined_primal, fixed))
-        out = ad.Zero(last.aval) if _is_zero(ct) else other.bind(*fixed, ct, **params)
+        out = ad.Zero(last.aval) if is_zero(ct) else other.bind(*fixed, ct, **params)
         return [None] * len(fixed) + [out]
 
     return rule
 
 
 ad.primitive_jvps[op_sum_p] = _op_sum_jvp
-ad.primitive_jvps[op_dot_p] = _op_dot_jvp
+ad.primitive_jvps[op_dot_p] = _linear_jvp(op_dot_p)
 ad.primitive_transposes[op_sum_p] = _linear_transpose(op_dot_p)
 ad.primitive_transposes[op_dot_p] = _linear_transpose(op_sum_p)
+
+
+# --- codes_sum and codes_dot: the same two maps, from codes that were kept ------------------------
+
+
+def _run_codes(name: str, platform: str, codes, operand, *, op: str, d: int) -> jax.Array:
+    """Plain XLA, for every implementation. Fewer codes than operands are shared among them."""
+    del platform  # `op_math` asks
+    times = operand.shape[1] // codes.shape[1]
+    codes = jnp.tile(codes, (1, times, *[1] * (codes.ndim - 2)))
+    math = op_math(op)
+    return math.weighted(codes, operand, d) if name == "codes_sum" else math.dot(codes, operand)
+
+
+def _abstract_codes_sum(codes, w, *, op, d):
+    return ShapedArray((*w.shape[:2], codes.shape[2], op_math(op).out_size(d)), _FLOAT)
+
+
+def _abstract_codes_dot(codes, g, **_):
+    return ShapedArray((*g.shape[:2], codes.shape[-1]), _FLOAT)
+
+
+codes_sum_p = primitive("codes_sum", _abstract_codes_sum, run=_run_codes)
+codes_dot_p = primitive("codes_dot", _abstract_codes_dot, run=_run_codes)
+for _p, _other in ((codes_sum_p, codes_dot_p), (codes_dot_p, codes_sum_p)):
+    ad.primitive_jvps[_p] = _linear_jvp(_p)
+    ad.primitive_transposes[_p] = _linear_transpose(_other)
 
 
 # --- log_density, score_dot, score_sum -----------------------------------------------------------
 
 
-def _log_density_jvp(primals, tangents, *, noise, implementation):
+def _log_density_jvp(primals, tangents, **which):
     keys, x, sigma = primals
     _, dx, dsigma = tangents
-    out = log_density_p.bind(*primals, noise=noise, implementation=implementation)
-    moment = functools.partial(
-        score_dot_p.bind, keys, x, sigma, noise=noise, order=1, implementation=implementation
-    )
+    out = log_density_p.bind(*primals, **which)
+    moment = functools.partial(score_dot_p.bind, keys, x, sigma, order=1, **which)
     terms = []
-    if not _is_zero(dx):
+    if not is_zero(dx):
         terms.append(moment(dx / sigma, power=0))
-    if not _is_zero(dsigma):
+    if not is_zero(dsigma):
         relative = jnp.broadcast_to(dsigma / sigma, x.shape)
         terms.append(moment(relative, power=1) - jnp.sum(relative, -1, keepdims=True))
     return out, _total(terms, out)
 
 
-def _higher(noise: str, order: int, power: int, dx, dsigma, sigma, shape):
+def _higher(which, order: int, power: int, dx, dsigma, sigma, shape):
     """Terms (coefficient array, order, power) of the tangent of h_m z^n; see the module."""
-    highest = NOISES[noise].highest_order
+    highest = which["stream"].math(which["noise"]).highest_order
     terms = []
     for tangent, shift in ((dx, 0), (dsigma, 1)):
-        if _is_zero(tangent):
+        if is_zero(tangent):
             continue
         relative = jnp.broadcast_to(tangent / sigma, shape)
         if highest is None or order < highest:
@@ -225,34 +272,35 @@ def _higher(noise: str, order: int, power: int, dx, dsigma, sigma, shape):
     return terms
 
 
-def _score_dot_jvp(primals, tangents, *, noise, order, power, implementation):
+def _score_dot_jvp(primals, tangents, **params):
+    out = score_dot_p.bind(*primals, **params)
+    return out, score_dot_tangent(primals, tangents, out, **params)
+
+
+def score_dot_tangent(primals, tangents, out, *, order, power, **which):
+    """The tangent of `score_dot`, of whose result `out` only the type is used."""
     keys, x, sigma, v = primals
     _, dx, dsigma, dv = tangents
-    bind = functools.partial(
-        score_dot_p.bind, keys, x, sigma, noise=noise, implementation=implementation
-    )
-    out = bind(v, order=order, power=power)
+    bind = functools.partial(score_dot_p.bind, keys, x, sigma, **which)
     terms = [
         bind(v * c, order=m, power=n)
-        for c, m, n in _higher(noise, order, power, dx, dsigma, sigma, x.shape)
+        for c, m, n in _higher(which, order, power, dx, dsigma, sigma, x.shape)
     ]
-    if not _is_zero(dv):
+    if not is_zero(dv):
         terms.append(bind(dv, order=order, power=power))
-    return out, _total(terms, out)
+    return _total(terms, out)
 
 
-def _score_sum_jvp(primals, tangents, *, noise, order, power, implementation):
+def _score_sum_jvp(primals, tangents, *, order, power, **which):
     keys, x, sigma, w = primals
     _, dx, dsigma, dw = tangents
-    bind = functools.partial(
-        score_sum_p.bind, keys, x, sigma, noise=noise, implementation=implementation
-    )
+    bind = functools.partial(score_sum_p.bind, keys, x, sigma, **which)
     out = bind(w, order=order, power=power)
     terms = [
         c * bind(w, order=m, power=n)
-        for c, m, n in _higher(noise, order, power, dx, dsigma, sigma, x.shape)
+        for c, m, n in _higher(which, order, power, dx, dsigma, sigma, x.shape)
     ]
-    if not _is_zero(dw):
+    if not is_zero(dw):
         terms.append(bind(dw, order=order, power=power))
     return out, _total(terms, out)
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbk.jaxprs import Cone, Program, Traced, canonical
-from perturbk.kernels.ops import OPS
+from perturbk.kernels.ops import op_math
+from perturbk.kernels.tuning import TUNING
 from perturbk.spellings import SPELLINGS, Op
 
 
@@ -70,7 +71,7 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
         return Miss(f"it depends on several leaves of x: {leaves}")
     heads = _HEADS.intersection(cone.names)
     names = ", ".join((*cone.names[:8], "...") if len(cone.names) > 8 else cone.names)
-    unknown = Miss(f"not a known spelling of an argmax or ranking: {names}")
+    unknown = Miss(f"not a known spelling of an argmax, ranking or top-k: {names}")
     if not heads:
         return unknown
     shape, dtype = program.inputs[first]
@@ -79,15 +80,25 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
     if odd := [d for d in (dtype, *cone.dtypes) if not _holds(d, 0)]:
         return Miss(f"{odd[0]} does not hold real numbers, zero among them")
     context = jnp.result_type(int), jax.sharding.get_abstract_mesh()
-    table = _table(shape, dtype, cone.dtypes[0], heads, context)
-    op = table.get(cone.program())
+    program = cone.program()
+    numbers = _numbers(program)
+    table = _table(shape, dtype, cone.dtypes[0], heads, numbers, context)
+    op = table.get(program)
     if op is None:
         return unknown
-    largest = OPS[op.name].largest(shape[op.axis])
+    if numbers and max(numbers) > TUNING.top_k_most:
+        return Miss(f"k is {max(numbers)}, and kernels take up to {TUNING.top_k_most}")
+    largest = op_math(op.name).largest(shape[op.axis])
     for d in cone.dtypes:
         if not _holds(d, largest):
             return Miss(f"{d} does not hold {largest}, which is among its values")
     return Match(first - n_consts, op, cone.dtypes[-1])
+
+
+def _numbers(program: Program) -> tuple[int, ...]:
+    """The k for which spellings of ops of a number are tried: those that appear in a program."""
+    params = (dict(e.params) for e in program.equations if e.primitive.name == "top_k")
+    return tuple(dict.fromkeys(p["k"][1] for p in params))
 
 
 _HEADS = frozenset(s.head for s in SPELLINGS)
@@ -95,7 +106,12 @@ _HEADS = frozenset(s.head for s in SPELLINGS)
 
 @functools.lru_cache(maxsize=512)
 def _table(
-    shape: tuple[int, ...], dtype, out_dtype, heads: frozenset[str], context: tuple
+    shape: tuple[int, ...],
+    dtype,
+    out_dtype,
+    heads: frozenset[str],
+    numbers: tuple[int, ...],
+    context: tuple,
 ) -> dict[Program, Op]:
     """Canonical forms of all spellings at one shape and dtype."""
     del context  # x64 and the mesh in use change what the spellings trace to
@@ -104,9 +120,11 @@ def _table(
     # The lines of the table are ours: the user's strict settings are not meant for them.
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         for spelling in SPELLINGS:
-            if spelling.head in heads:
-                for op, f in spelling.forms(len(shape), out_dtype):
-                    table[_cone(f, x).program()] = op
+            for k in numbers if spelling.sized else (None,):
+                if spelling.head in heads:
+                    for op, f in spelling.forms(len(shape), out_dtype, k):
+                        if k is None or k <= shape[op.axis]:
+                            table[_cone(f, x).program()] = op
     return table
 
 

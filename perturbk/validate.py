@@ -12,9 +12,10 @@ from jax.core import Tracer
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from perturbk.implementations import IMPLEMENTATIONS
+from perturbk.kernels.streams import STREAMS
 
 
-def check_options(fun, num_samples, noise, implementation) -> int:
+def check_options(fun, num_samples, noise, implementation, rng) -> int:
     """Checks what does not depend on x; returns num_samples as an int."""
     if not callable(fun):
         raise TypeError(f"fun must be callable, got {fun!r}.")
@@ -32,6 +33,8 @@ def check_options(fun, num_samples, noise, implementation) -> int:
             f"implementation must be None or one of {list(IMPLEMENTATIONS)}, "
             f"got {implementation!r}."
         )
+    if rng not in STREAMS:
+        raise ValueError(f"rng must be one of {list(STREAMS)}, got {rng!r}.")
     try:
         if isinstance(num_samples, bool | np.bool_):
             raise TypeError

@@ -1,16 +1,33 @@
 """What several files share: comparisons, and settings for compiling and tuning."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from perturbk.implementations import IMPLEMENTATIONS
+from perturbk.kernels.machine import PLAIN
 from perturbk.kernels.tuning import TUNING
+
+# Triton does not compile for it: test_triton.py has an interpreter.
+ON_A_CPU = tuple(name for name in IMPLEMENTATIONS if name != "triton")
 
 # Without LLVM's optimisations a program compiles in a third of the time. For tests in which
 # compiling is all the work; the others see what users see.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def _crooked_log2(a: jax.Array) -> jax.Array:
+    """A binary logarithm that errs as far as a machine's may, to either side."""
+    log = jnp.log2(a)
+    up = jax.lax.bitcast_convert_type(a, jnp.int32) * 40503 >> 7 & 1 == 0
+    return log + jnp.where(up, 1.0, -1.0) * 2.0**-22 * jnp.maximum(1, jnp.abs(log))
+
+
+CROOKED = dataclasses.replace(PLAIN, log2=_crooked_log2)
 
 
 def _pairs(actual, expected):

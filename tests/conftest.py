@@ -3,11 +3,11 @@
 import jax
 import pytest
 
-from perturbk.implementations import IMPLEMENTATIONS
+from checks import ON_A_CPU
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.fixture(params=IMPLEMENTATIONS)
+@pytest.fixture(params=ON_A_CPU)
 def implementation(request) -> str:
     return request.param

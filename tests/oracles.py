@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -54,6 +55,41 @@ def argmax_one_hot(x: np.ndarray) -> np.ndarray:
 
 def ranks(x: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(x, -1, kind="stable"), -1).astype(np.float64)
+
+
+def top_k(x: np.ndarray, k: int, *, indices: bool = False) -> np.ndarray:
+    """The k largest float32 along the last axis in IEEE's total order, as a mask or in order."""
+    bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
+    key = np.where(bits < 0, -(bits & 0x7FFFFFFF) - 1, bits)
+    best = np.argsort(-key, -1, kind="stable")[..., :k]
+    return best if indices else np.eye(np.shape(x)[-1])[best].sum(-2)
+
+
+def plackett_luce(x: np.ndarray, k: int, sigma: float) -> dict[tuple[int, ...], float]:
+    """Probability of each ordered k winners under Gumbel noise."""
+    w = np.exp(np.asarray(x, np.float64) / sigma)
+    found = {}
+    for winners in itertools.permutations(range(len(w)), k):
+        left = w.sum() - np.concatenate([[0], np.cumsum(w[list(winners)])[:-1]])
+        found[winners] = np.prod(w[list(winners)] / left)
+    return found
+
+
+def expected_top_k(x: np.ndarray, k: int, sigma: float, *, indices: bool = False) -> np.ndarray:
+    """Inclusion probabilities, or expected indices, of the k largest under Gumbel noise."""
+    n = len(x)
+    found = plackett_luce(x, k, sigma).items()
+    return sum(p * (np.array(ws) if indices else np.eye(n)[list(ws)].sum(0)) for ws, p in found)
+
+
+def expected_top_k_jacobian(x, k: int, sigma: float, *, indices: bool = False) -> np.ndarray:
+    """By central differences in float64: to 1e-9."""
+    x, h = np.asarray(x, np.float64), 1e-5
+    up, down = (
+        [expected_top_k(x + s * e, k, sigma, indices=indices) for e in np.eye(len(x))]
+        for s in (h, -h)
+    )
+    return (np.transpose(up) - np.transpose(down)) / (2 * h)
 
 
 def softmax(x: np.ndarray, sigma: float) -> np.ndarray:

@@ -100,6 +100,16 @@ CALLS = {
         NotImplementedError,
         "implementation='pallas' .*generator is 'rbg'.*Use implementation=None",
     ),
+    "triton_with_rbg": (
+        dict(implementation="triton", key=jax.random.key(0, impl="rbg")),
+        NotImplementedError,
+        "implementation='triton' .*generator is 'rbg'.*Use implementation=None",
+    ),
+    "triton_on_a_cpu": (
+        dict(implementation="triton"),
+        NotImplementedError,
+        "implementation='triton' .*CUDA and ROCm only, and this is 'cpu'. Use implementation=None",
+    ),
     "pallas_with_another_noise": (
         dict(implementation="pallas", noise=Flat()),
         NotImplementedError,

@@ -1,11 +1,13 @@
 """Values and gradients against closed forms, within six standard errors; a wrong score is not."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import oracles
 import perturbk
@@ -23,6 +25,18 @@ CLOSED_FORMS = {  # (op, noise): fun, the same in numpy, expectation, its Jacobi
         oracles.softmax(X, SIGMA),
         oracles.softmax_jacobian(X, SIGMA),
     ),
+    **{
+        (f"top_2{'_indices' * indices}", "Gumbel"): (
+            fun,
+            functools.partial(oracles.top_k, k=2, indices=indices),
+            oracles.expected_top_k(X, 2, SIGMA, indices=indices),
+            oracles.expected_top_k_jacobian(X, 2, SIGMA, indices=indices),
+        )
+        for fun, indices in (
+            (lambda x: jax.nn.one_hot(lax.top_k(x, 2)[1], x.size).sum(-2), False),
+            (lambda x: lax.top_k(x, 2)[1], True),
+        )
+    },
     **{
         ("ranking", noise): (
             lambda x: jnp.argsort(jnp.argsort(x)),
@@ -81,7 +95,8 @@ WRONG_SCORES = {
 @pytest.mark.parametrize(("op", "noise"), [("argmax", "Gumbel"), ("ranking", "Normal")])
 def test_a_wrong_score_is_caught(op, noise, implementation, monkeypatch):
     math = NOISES[noise.lower()]
-    wrong = dataclasses.replace(math, moment=WRONG_SCORES[noise.lower()](math))
+    moment = WRONG_SCORES[noise.lower()](math)
+    wrong = dataclasses.replace(math, moment=moment, quick_moment=None)
     monkeypatch.setitem(NOISES, noise.lower(), wrong)
     with fresh_caches():
         value, jacobian = z_scores(op, noise, implementation)

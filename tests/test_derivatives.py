@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import perturbk
-from checks import assert_relatively_close, quick_jit
-from perturbk.implementations import IMPLEMENTATIONS
+from checks import ON_A_CPU, assert_relatively_close, quick_jit
 from perturbk.kernels.reference import perturbed_mean
 
 A = np.array([0.3, -0.2, 0.4], np.float32)
@@ -33,6 +33,8 @@ CASES = {  # name: (fun, x, options)
     "argmax": (one_hot, A, dict(sigma=0.5)),
     "argmax_rows_normal": (one_hot, B, dict(sigma=0.4, noise=perturbk.Normal())),
     "ranking_no_baseline": (ranks, A, dict(sigma=0.5, use_baseline=False)),
+    "top_k": (lambda x: jax.nn.one_hot(lax.top_k(x, 2)[1], x.size).sum(0), A, dict(sigma=0.5)),
+    "top_k_indices": (lambda x: lax.top_k(x, 2)[1], A, dict(sigma=0.5)),
     "general": (
         lambda x: jnp.sort(jnp.sign(x)),
         A,
@@ -63,7 +65,7 @@ MAKERS = {
     "reference": reference,
     **{
         name: functools.partial(perturbk.make_perturbed_fun, implementation=name)
-        for name in IMPLEMENTATIONS
+        for name in ON_A_CPU
     },
 }
 

@@ -26,6 +26,8 @@ def only(explanation):
         (perturbk.argmax_one_hot, perturbk.Gumbel(), "argmax_gumbel"),
         (perturbk.ranking, optax.perturbations.Normal(), "ranking_normal"),
         (lambda x: jnp.argsort(jnp.argsort(-x)), perturbk.Normal(), "ranking_descending_normal"),
+        (lambda x: perturbk.top_k(x, 3), perturbk.Normal(), "top_k_3_normal"),
+        (lambda x: jax.lax.top_k(x, 3)[1], perturbk.Gumbel(), "top_k_indices_3_gumbel"),
     ],
 )
 def test_recognised(fun, noise, kernel):
@@ -74,10 +76,36 @@ def test_accelerators_take_pallas(platform):
     )
 
 
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("named", [None, "pallas"])
+def test_top_k_on_accelerators(platform, named):
+    def fun(x):
+        return perturbk.top_k(x, 3)
+
+    leaf = only(explained(fun, options=dict(implementation=named), platform=platform))
+    assert leaf.implementation == "pallas"
+
+
 def test_named_implementation():
     for name in ("xla", "pallas"):
         leaf = only(explained(perturbk.argmax_one_hot, options=dict(implementation=name)))
         assert leaf.implementation == name and "named" in leaf.reason
+
+
+def test_triton_by_name_only():
+    options = dict(implementation="triton")
+    leaf = only(explained(perturbk.ranking, np.zeros(64), platform="cuda", options=options))
+    assert leaf.implementation == "triton" and leaf.kernel == "ranking_gumbel"
+    leaf = only(
+        explained(
+            lambda x: perturbk.top_k(x, 3), platform="rocm", options=dict(options, rng="philox")
+        )
+    )
+    assert leaf.implementation == "triton" and leaf.kernel == "top_k_3_gumbel_philox"
+    with pytest.raises(NotImplementedError, match=r"ranking above 64 coordinates .* here are 65"):
+        explained(perturbk.ranking, np.zeros(65), platform="rocm", options=options)
+    with pytest.raises(NotImplementedError, match="CUDA and ROCm only, and this is 'tpu'"):
+        explained(perturbk.argmax_one_hot, platform="tpu", options=options)
 
 
 def test_keys_without_a_kernel():

@@ -14,6 +14,16 @@ W = np.array([1.5, -0.5, 0.7], np.float32)
 KEY = jax.random.key(0)
 
 
+class Laplace:
+    """A noise that no kernel draws."""
+
+    def sample(self, key, shape, dtype):
+        return jax.random.laplace(key, shape, dtype)
+
+    def log_prob(self, z):
+        return -jnp.abs(z)
+
+
 def both(implementation):
     """The two libraries' make_perturbed_fun, ours first."""
 
@@ -158,7 +168,7 @@ def test_blocks_of_samples_change_nothing_but_rounding():
 
     whole = derivatives()
     for block in (3, 12):  # one sample; four, of which the last block has three
-        with tuned(general_block=block):
+        with tuned(kept_most=0, general_block=block):
             assert_relatively_close(derivatives(), whole, 1e-6)
 
 
@@ -195,6 +205,23 @@ def test_empty_trees(empty):
     assert_bit_equal(found, expected)
     with pytest.raises(NotImplementedError, match="x has no leaves"):
         both("pallas")[0](lambda x: x)(KEY, empty)
+
+
+@pytest.mark.parametrize("noise", [perturbk.Gumbel(), Laplace()], ids=["counted", "drawn"])
+@pytest.mark.parametrize("shape", [(16, 100, 1000), (32, 50, 1000)], ids=str)
+def test_gradients_of_a_batch_are_those_of_its_rows(shape, noise):
+    """optax's are not, at these shapes, with jax 0.10 on a CPU: XLA fuses them wrongly."""
+    batch, d, num_samples = shape
+    x = jax.random.normal(KEY, (batch, d))
+    keys = jax.random.split(KEY, batch)
+    f = perturbk.make_perturbed_fun(jnp.sign, num_samples, 0.5, noise)
+
+    def gradient(key, x):
+        return jax.grad(lambda x: jnp.vdot(f(key, x), jnp.cos(jnp.arange(d))))(x)
+
+    rows = jax.jit(gradient)
+    expected = jnp.stack([rows(*row) for row in zip(keys, x, strict=True)])
+    assert_relatively_close(jax.jit(jax.vmap(gradient))(keys, x), expected)
 
 
 def test_large_leaf_of_several_blocks_of_one_sample(implementation):

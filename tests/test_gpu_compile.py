@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 COMPILE = """
-import sys, tempfile
+import functools, sys, tempfile
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import gpu_aot
@@ -39,6 +39,8 @@ with tempfile.TemporaryDirectory() as folder:
         fun = {
             "argmax": lambda x: jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1]),
             "ranking": lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1),
+            "top_k": lambda x: perturbk.top_k(x, min(5, x.shape[-1])),
+            "top_32": lambda x: jax.lax.top_k(x, 32)[1],
         }[op]
         f = make(fun, num_samples, 0.5)
         return lambda key, x: jax.value_and_grad(lambda x: jnp.sum(f(key, x) ** 2))(x)
@@ -59,42 +61,68 @@ def _run(script: str) -> str:
 
 
 def test_kernels_compile_at_ragged_shapes():
-    """Value and gradient, both ops, down to one coordinate and one sample."""
+    """Value and gradient, every op, down to one coordinate and one sample."""
     script = """
 for op, batch, d, num_samples in (
     ("argmax", 1, 1, 1), ("argmax", 3, 63, 129), ("argmax", 1, 1000, 1000),
     ("ranking", 1, 1, 1), ("ranking", 3, 33, 129), ("ranking", 2, 64, 1000),
     ("ranking", 2, 300, 100),
+    ("top_k", 1, 1, 1), ("top_k", 3, 63, 129), ("top_32", 2, 40, 129),
 ):
     for dtype in (jnp.float32, jnp.bfloat16):
         temporaries(perturbk.make_perturbed_fun, op, batch, d, num_samples, dtype)
         print(op, batch, d, num_samples, len(list(kept.iterdir())), "kernels")
+for rng in ("philox", "threefry_pair"):
+    make = functools.partial(perturbk.make_perturbed_fun, rng=rng)
+    for op, batch, d in (("argmax", 1, 1), ("argmax", 3, 63), ("ranking", 3, 33), ("top_k", 3, 5)):
+        temporaries(make, op, batch, d, 129)
+        print(op, batch, d, len(list(kept.iterdir())), "kernels of", rng)
 """
-    lines = _run(script).splitlines()
-    assert len(lines) == 14
-    counts = [int(line.split()[-2]) for line in lines]
+    lines = [line.partition(" kernels")[0] for line in _run(script).splitlines()]
+    assert len(lines) == 28
+    counts = [int(line.split()[-1]) for line in lines]
     assert counts == sorted(counts) and counts[0] > 0
 
 
-def test_temporaries_are_a_twentieth_of_optax():
+@pytest.mark.skipif(importlib.util.find_spec("jax_triton") is None, reason="no jax-triton")
+def test_triton_programs_compile():
+    """Value and gradient with native Triton kernels in the program, through jax-triton."""
+    script = """
+make = functools.partial(perturbk.make_perturbed_fun, implementation="triton")
+key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+for op, batch, d in (("argmax", 1, 1), ("argmax", 3, 100), ("ranking", 3, 20)):
+    x = jax.ShapeDtypeStruct((batch, d), jnp.float32)
+    program = gpu_aot.compile_for_h200(gradient(make, op, 300), key, x)
+    print(op, d, program.as_text().count('custom_call_target="triton_kernel_call_ffi"'))
+"""
+    lines = _run(script).splitlines()
+    # Codes, which are kept for the backward pass, and the score. One coordinate has no gradient.
+    assert lines == ["argmax 1 0", "argmax 100 2", "ranking 20 2"]
+
+
+def test_temporaries_are_a_fiftieth_of_optax():
+    """Of value and gradient: 131 MB where optax takes 16 to 82 GB."""
     script = """
 import optax
-for op in ("argmax", "ranking"):
-    ours, theirs = (
-        temporaries(make, op, 256, 100, 1000)
-        for make in (perturbk.make_perturbed_fun, optax.perturbations.make_perturbed_fun)
-    )
-    print(op, ours, theirs)
+for shape in ((256, 100, 1000), (4096, 1000, 1000)):
+    for op in ("argmax", "ranking", "top_k"):
+        ours, theirs = (
+            temporaries(make, op, *shape)
+            for make in (perturbk.make_perturbed_fun, optax.perturbations.make_perturbed_fun)
+        )
+        print(op, ours, theirs)
 """
-    for line in _run(script).splitlines():
+    lines = _run(script).splitlines()
+    assert len(lines) == 6
+    for line in lines:
         op, ours, theirs = line.split()
-        assert int(theirs) >= 20 * int(ours), (op, ours, theirs)
+        assert int(theirs) >= 50 * int(ours), (op, ours, theirs)
 
 
 def test_instructions_are_as_recorded():
     tool = BENCH / "gpu_instructions.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", tool, "--check"],
-        capture_output=True, text=True, timeout=280, check=False,
+        capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

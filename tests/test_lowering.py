@@ -1,6 +1,7 @@
 """One function lowers for CPU, CUDA and TPU from a machine that has a CPU only."""
 
 import re
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,9 @@ def kernels(f, x, *platforms):
     lower = export.export(jax.jit(f), platforms=platforms, disabled_checks=checks)
     with of(platforms[-1] if platforms[-1] in DEVICES else "cuda"):
         text = lower(KEY, x).mlir_module()
-    names = set(re.findall(r"perturbk_((?:argmax|ranking|score)\w*?)_(?:gumbel|normal)", text))
+    names = set(
+        re.findall(r"perturbk_((?:argmax|ranking|top_k|score)\w*?)_(?:gumbel|normal)", text)
+    )
     return names, {call for call in CALLS.values() if call in text}
 
 
@@ -71,7 +74,7 @@ def test_kernels_for_accelerators(platform, dtype, noise):
 
 @pytest.mark.parametrize("platform", DEVICES)
 def test_score_products_for_any_fun(platform):
-    f = perturbk.make_perturbed_fun(jnp.sort, 300, 0.5)
+    f = perturbk.make_perturbed_fun(jnp.sort, 20_000, 0.5)  # too many samples to keep
     x = np.zeros(100, np.float32)
     assert kernels(f, x, platform) == (set(), set())
     assert kernels(reverse(f), x, platform) == ({"score_sum"}, {CALLS[platform]})
@@ -92,6 +95,14 @@ def test_vmap_and_second_order_lower(platform):
     assert calls == {CALLS[platform]} and {"score_dot", "score_sum"} <= names
 
 
+@pytest.mark.parametrize("missing", ["triton", "jax_triton"])
+def test_triton_that_is_missing(missing, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    f = perturbk.make_perturbed_fun(perturbk.argmax_one_hot, 300, implementation="triton")
+    with pytest.raises(ImportError, match=r"needs triton and .* Install perturbk\[triton\]"):
+        kernels(f, np.zeros(5, np.float32), "cuda")
+
+
 def test_a_cpu_takes_xla():
     f, x = perturbk.make_perturbed_fun(tree, 300, 0.5), tree_input(np.float32)
     for g in (f, reverse(f), forward(f)):
@@ -109,6 +120,24 @@ def test_one_module_for_two_platforms(platform):
 def test_named_xla_has_no_kernels(platform):
     f = perturbk.make_perturbed_fun(tree, 300, 0.5, implementation="xla")
     assert kernels(reverse(f), tree_input(np.float32), platform) == (set(), set())
+
+
+def k_hot(x):
+    return perturbk.top_k(x, 5), jax.lax.top_k(x, 5)[1]
+
+
+def test_top_k_for_a_gpu():
+    f, x = perturbk.make_perturbed_fun(k_hot, 300, 0.5), np.zeros((2, 77), np.float32)
+    value, calls = kernels(f, x, "cuda")
+    assert (value, calls) == ({"top_k_5_sum", "top_k_indices_5_sum"}, {CALLS["cuda"]})
+    cotangent, _ = kernels(reverse(f), x, "cuda")
+    assert "score_sum" in cotangent
+
+
+def test_top_k_for_a_tpu():
+    f, x = perturbk.make_perturbed_fun(k_hot, 300, 0.5), np.zeros((2, 77), np.float32)
+    assert kernels(f, x, "tpu") == ({"top_k_5_samples"}, {CALLS["tpu"]})
+    assert kernels(reverse(f), x, "tpu") == ({"top_k_5_samples", "score_sum"}, {CALLS["tpu"]})
 
 
 @pytest.mark.parametrize("platform", DEVICES)

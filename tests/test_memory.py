@@ -25,7 +25,7 @@ def gradient(f):
 @pytest.mark.parametrize("order", [0, 1], ids=["value", "gradient"])
 @pytest.mark.parametrize(
     ("op", "d"),
-    [("argmax", 1000), ("ranking", 64), ("ranking", 600), ("general", 1000)],
+    [("argmax", 1000), ("ranking", 64), ("ranking", 600), ("top_k", 1000), ("general", 1000)],
 )
 def test_growth_with_the_samples(op, d, order):
     key, x = jax.random.key(0), np.zeros(d, np.float32)

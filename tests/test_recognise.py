@@ -9,7 +9,7 @@ import pytest
 from jax import lax, nn
 
 from perturbk.jaxprs import trace
-from perturbk.ops import argmax_one_hot, ranking
+from perturbk.ops import argmax_one_hot, ranking, top_k
 from perturbk.recognise import Match, Miss, _table, recognise
 from perturbk.spellings import Op
 
@@ -43,6 +43,15 @@ FOUND = {  # as users write them, not as the table does
     "inverse": (lambda x: jnp.zeros(N, int).at[jnp.argsort(x)].set(jnp.arange(N)), "ranking"),
     "inverse_float": (lambda x: jnp.zeros(N).at[x.argsort()].set(jnp.arange(N)), "ranking"),
     "negative": (lambda x: jnp.argsort(jnp.argsort(-x)).astype(x.dtype), "ranking_descending"),
+    "k_hot": (lambda x: nn.one_hot(lax.top_k(x, 3)[1], N).sum(axis=0), "top_k_3"),
+    "k_hot_int": (lambda x: nn.one_hot(lax.top_k(x, 2)[1], N, dtype=int).sum(-2), "top_k_2"),
+    "k_hot_max": (lambda x: jnp.max(nn.one_hot(lax.top_k(x, 2)[1], N), 0), "top_k_2"),
+    "k_hot_eye": (lambda x: jnp.sum(jnp.eye(N)[lax.top_k(x, 2)[1]], 0), "top_k_2"),
+    "k_hot_set": (lambda x: jnp.zeros(N).at[lax.top_k(x, 3)[1]].set(1), "top_k_3"),
+    "k_hot_set_like": (lambda x: jnp.zeros_like(x).at[lax.top_k(x, 3)[1]].set(1.0), "top_k_3"),
+    "top_k_all": (lambda x: nn.one_hot(lax.top_k(x, N)[1], N).sum(0), f"top_k_{N}"),
+    "top_k_indices": (lambda x: lax.top_k(x, 2)[1], "top_k_indices_2"),
+    "top_k_indices_float": (lambda x: lax.top_k(x, 2)[1].astype(x.dtype), "top_k_indices_2"),
 }
 
 
@@ -96,7 +105,7 @@ def test_descending_argsort_is_found_and_flagged():
     assert found.op == Op("ranking_nan_first", 0)
 
 
-@pytest.mark.parametrize("fun", [argmax_one_hot, ranking])
+@pytest.mark.parametrize("fun", [argmax_one_hot, ranking, lambda x, axis: top_k(x, 2, axis)])
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
 def test_axis_is_that_of_the_spelling(fun, axis):
     (found,) = outputs(lambda x: fun(x, axis), jnp.zeros((3, 3, 3)))
@@ -112,6 +121,12 @@ NEAR_MISSES = {
     "two": lambda x: jnp.zeros_like(x).at[jnp.argmax(x)].set(2),
     "top": lambda x: lax.top_k(x, 1)[0],
     "index": jnp.argmax,
+    "smallest": lambda x: nn.one_hot(lax.top_k(-x, 2)[1], N).sum(0),
+    "threshold": lambda x: (x >= lax.top_k(x, 2)[0][-1]).astype(x.dtype),  # more than k at a tie
+    "of_argsort": lambda x: nn.one_hot(jnp.argsort(-x)[:2], N).sum(0),  # its zeros are equal
+    "rows": lambda x: nn.one_hot(lax.top_k(x, 2)[1], N),
+    "second": lambda x: nn.one_hot(lax.top_k(x, 2)[1][1], N),
+    "approximate": lambda x: lax.approx_max_k(x, 2)[1],
     "scaled": lambda x: jnp.argsort(jnp.argsort(2 * x)),
     "once": jnp.argsort,
     "thrice": lambda x: jnp.argsort(jnp.argsort(jnp.argsort(x))),
@@ -167,6 +182,23 @@ def test_dtypes_without_these_integers_are_not_found():
     assert "key<fry>" in outputs(lambda x: jax.random.key(jnp.argmax(x)), X)[0].reason
 
 
+def test_more_than_kernels_take_is_not_found():
+    def reason(k):
+        (found,) = outputs(lambda x: top_k(x, k), jnp.zeros(40))
+        return found.reason if isinstance(found, Miss) else ""
+
+    assert reason(32) == ""
+    assert "k is 33, and kernels take up to 32" in reason(33)
+
+
+def test_indices_too_large_for_their_dtype_are_not_found():
+    def indices(n):
+        return outputs(lambda x: lax.top_k(x, 2)[1].astype(jnp.int8), jnp.zeros(n))[0]
+
+    assert isinstance(indices(128), Match)
+    assert "int8 does not hold 128" in indices(129).reason
+
+
 def test_integer_inputs_are_not_found():
     assert "int32" in outputs(argmax_one_hot, jnp.arange(4))[0].reason
 
@@ -210,7 +242,7 @@ def test_deep_programs_do_not_overflow_the_stack():
 
 def test_x64_is_found():
     with jax.enable_x64(True):
-        for fun in (argmax_one_hot, ranking):
+        for fun in (argmax_one_hot, ranking, lambda x: top_k(x, 2)):
             assert isinstance(outputs(fun, jnp.zeros(N, jnp.float64))[0], Match)
             assert isinstance(outputs(fun, jnp.zeros(N, jnp.float32))[0], Match)
 

@@ -5,23 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import oracles
 from perturbk.jaxprs import trace
 from perturbk.recognise import Match, recognise
 from perturbk.spellings import SPELLINGS
 
 SHAPES = [(5,), (3, 5), (4, 4), (2, 3, 4)]
-SPECIAL = np.array([0.0, -0.0, 1.0, 1.0, -2.0, np.inf, -np.inf, np.nan], np.float32)
+SPECIAL = np.array([0.0, -0.0, 1.0, 1.0, -2.0, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+K = 2
 
 
 def all_forms(ndim, dtype):
-    return [(s, *form) for s in SPELLINGS for form in s.forms(ndim, dtype)]
+    return [(s, *form) for s in SPELLINGS for form in s.forms(ndim, dtype, K)]
 
 
 def reference(op, x):
-    """The op in numpy; ranks by an explicit stable sort."""
+    """The op in numpy, along the last axis; ranks by an explicit stable sort."""
     x = np.asarray(x, np.float32)
     if op.name == "argmax":
         return np.arange(x.shape[op.axis]) == np.expand_dims(np.argmax(x, op.axis), -1)
+    if op.name.startswith("top_k"):
+        return oracles.top_k(np.moveaxis(x, op.axis, -1), K, indices="indices" in op.name)
     y = np.moveaxis(x if op.name == "ranking" else -x, op.axis, -1)
     if op.name == "ranking_nan_first":
         y = np.where(np.isnan(y), -np.inf, y)

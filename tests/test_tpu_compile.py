@@ -1,7 +1,7 @@
 """Every TPU kernel through the real TPU compiler, for each chip, with no TPU at hand.
 
 Needs libtpu, which has a licence of its own (see CONTRIBUTING.md) and is never installed by our
-extras but `tpu-aot`. Runs bench/tpu_cycles.py in a process of its own, because libtpu reads its
+extras but `tpu-aot`. Runs bench/tpu_cases.py in a process of its own, because libtpu reads its
 environment once.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parent.parent / "bench"
-TIMEOUT = 280  # seconds; a chip takes about half a minute
+TIMEOUT = 400  # seconds; a chip takes one minute, and several on a busy machine
 
 pytestmark = [
     pytest.mark.skipif(
@@ -36,8 +36,8 @@ def _run(script: str, *arguments: str) -> subprocess.CompletedProcess:
 COMPILE_ALL = """
 import tpu_aot
 tpu_aot.prepare()
-import tpu_cycles
-for case in tpu_cycles.kernels():
+import tpu_cases
+for case in tpu_cases.kernels():
     f, shapes = case.make()
     text = tpu_aot.compile_for(sys.argv[1], f, *shapes).as_text()
     assert "tpu_custom_call" in text, case.name
@@ -52,6 +52,71 @@ def test_kernels_compile(chip):
     compiled = done.stdout
     for op in ("samples", "op_sum", "op_dot", "score_dot", "score_sum"):
         assert op in compiled
+
+
+# Rows of every width: none that needs a kernel, ragged ones, several pieces, ranks that XLA sorts.
+COMPILE_CALLS = """
+import tpu_aot
+tpu_aot.prepare()
+import jax, jax.numpy as jnp
+import perturbk
+
+def compiled(fun, dtype, d, *batch, num_samples=200, rng="jax"):
+    f = perturbk.make_perturbed_fun(fun, num_samples, 0.5, rng=rng)
+
+    def g(key, x):
+        return jax.value_and_grad(lambda x: jnp.sum(f(key, x) ** 2))(x)
+
+    for _ in batch:
+        g = jax.vmap(g)
+    shapes = ((*batch, 2), jnp.uint32), ((*batch, 3, d), dtype)
+    done = tpu_aot.compile_for(sys.argv[1], g, *(jax.ShapeDtypeStruct(*s) for s in shapes))
+    assert done.out_info[1].dtype == dtype
+    assert ("perturbk_" in done.as_text()) == (d > 1), (fun, dtype, d)
+
+for d in (1, 2, 63, 1000, 99999):
+    compiled(perturbk.argmax_one_hot, jnp.bfloat16, d)
+for d in (1, 2, 63, 1025):
+    compiled(perturbk.ranking, jnp.bfloat16, d)
+for d in (2, 63, 99999):
+    compiled(lambda x: perturbk.top_k(x, min(d - 1, 10)), jnp.bfloat16, d)
+for fun in (perturbk.argmax_one_hot, perturbk.ranking, lambda x: perturbk.top_k(x, 10)):
+    compiled(fun, jnp.float16, 100, 5, num_samples=1000)
+for fun in (perturbk.argmax_one_hot, perturbk.ranking):
+    compiled(fun, jnp.float32, 63, rng="threefry_pair")
+compiled(lambda x: perturbk.argmax_one_hot(x, 0), jnp.float32, 3001, rng="threefry_pair")
+"""
+
+
+COMPILE_PHILOX = """
+import tpu_aot
+tpu_aot.prepare()
+import jax, jax.numpy as jnp
+import perturbk
+
+for noise in (perturbk.Gumbel(), perturbk.Normal()):
+    f = perturbk.make_perturbed_fun(perturbk.argmax_one_hot, 300, 0.5, noise, rng="philox")
+
+    def g(key, x):
+        return jax.value_and_grad(lambda x: jnp.sum(f(key, x) ** 2))(x)
+
+    shapes = ((2,), jnp.uint32), ((3, 33), jnp.float32)
+    done = tpu_aot.compile_for(sys.argv[1], g, *(jax.ShapeDtypeStruct(*s) for s in shapes))
+    assert "perturbk_" not in done.as_text()
+"""
+
+
+def test_philox_compiles_in_xla():
+    """No kernel of ours, and the wide multiplication that they lack."""
+    done = _run(COMPILE_PHILOX, "v5e")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("chip", ["v4", "v5e", "v6e", "v7x"])
+def test_calls_in_sixteen_bits_compile(chip):
+    """The public function: 16 bits outside, the kernels' float32 inside; a batch of keys and x."""
+    done = _run(COMPILE_CALLS, chip)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 OVERFLOW = """

@@ -1,6 +1,7 @@
 """What perturbed optimisers get wrong: ties, infinities, NaN, rare winners, uniforms of 0 and 1."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from perturbk.kernels.argmax import first_max
 from perturbk.kernels.noise import NOISES
 from perturbk.kernels.ranking import SORT_KEYS, ranks
 from perturbk.kernels.threefry import element_bits
+from perturbk.kernels.topk import largest, total_order
 
 INF, NAN = np.inf, np.nan
 SPECIAL = np.array(
@@ -34,12 +36,18 @@ SPECIAL = np.array(
         [0, NAN, 1, NAN, -INF],
         [NAN, NAN, NAN, NAN, NAN],
         [NAN, INF, -INF, 0, 1],
+        [-INF, -NAN, NAN, -NAN, -INF],
     ],
     np.float32,
 )
 OPS = {
     "argmax": (perturbk.argmax_one_hot, oracles.argmax_one_hot),
     "ranking": (perturbk.ranking, oracles.ranks),
+    "top_k": (lambda x: perturbk.top_k(x, 2), functools.partial(oracles.top_k, k=2)),
+    "top_k_indices": (
+        lambda x: lax.top_k(x, 3)[1],
+        functools.partial(oracles.top_k, k=3, indices=True),
+    ),
 }
 
 
@@ -60,7 +68,7 @@ def test_special_values(op, sigma, implementation):
 
 @pytest.mark.parametrize("op", OPS)
 def test_masked_entries_leave_finite_gradients(op, implementation):
-    x = np.array([-INF, 0.1, 0.3, -INF], np.float32)
+    x = np.array([-INF, 0.1, 0.3, -INF, 0.2], np.float32)
     f = perturbk.make_perturbed_fun(OPS[op][0], 50, implementation=implementation)
     jacobian = quick_jit(jax.jacrev(f, 1))(jax.random.key(1), x)
     assert np.isfinite(jacobian).all() and np.any(jacobian)
@@ -77,6 +85,17 @@ def test_ranks_are_stable(d):
     x = np.random.default_rng(0).choice([0.0, -0.0, 1, -1, INF, -INF, NAN], (d, 9))
     key = SORT_KEYS["ranking"](jnp.asarray(x, jnp.float32))
     np.testing.assert_array_equal(jax.jit(ranks)(key), oracles.ranks(x.T).T)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("group", [1, 4, 10, 16])
+def test_largest_are_those_of_top_k(k, group):
+    special = np.array([0, -0.0, 1, -1, INF, -INF, NAN, -NAN], np.float32)
+    x = np.random.default_rng(0).choice(special, (50, 10))
+    x[0].view(np.int32)[:] = -1  # NaN, the last in the total order
+    found = largest(total_order(jnp.asarray(x.T)), k, group)
+    np.testing.assert_array_equal(found.T, oracles.top_k(x, k, indices=True))
+    np.testing.assert_array_equal(found.T, lax.top_k(x, k)[1])
 
 
 @pytest.mark.parametrize("sigma", [1e-9, 1e-30])
@@ -194,6 +213,7 @@ def _unclamped(noise):
     return dict(
         variate=lambda bits: -jnp.log(exponential(bits)),
         moment=lambda bits, order, power: 1 - exponential(bits),
+        quick_moment=None,
     )
 
 

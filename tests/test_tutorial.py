@@ -84,5 +84,5 @@ def test_tree(implementation):
     value, gradient = jax.jit(jax.value_and_grad(loss))(x)
     for actual, expected in ((jax.jit(f)(key, x), values), (gradient, gradients)):
         flat = [jnp.concatenate(jax.tree.leaves(actual)), np.hstack(jax.tree.leaves(expected))]
-        np.testing.assert_allclose(*flat, PRINTED)
+        np.testing.assert_allclose(*flat, PRINTED, atol=PRINTED)  # sums that cancel
     np.testing.assert_allclose(value, 0.341, atol=0.0005)

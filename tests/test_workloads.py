@@ -42,5 +42,5 @@ def test_numbers_of_optax(name, implementation):
 
 def test_all_sizes_are_named_once():
     assert len({w.name for w in WORKLOADS}) == len(WORKLOADS)
-    assert {w.op for w in WORKLOADS} == {"argmax", "ranking", "general"}
+    assert {w.op for w in WORKLOADS} == {"argmax", "ranking", "top_k", "general"}
     assert jnp.shape(WORKLOADS[2].x()) == (16, 100)

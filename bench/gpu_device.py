@@ -1,0 +1,157 @@
+"""Correctness, then times, of every kernel on a GPU, against optax and the projected ceiling.
+
+    python bench/gpu_device.py             checks, measures (minutes), records
+                                           bench/results/gpu_device.json, and prints the tables
+    python bench/gpu_device.py --quick     the same with shorter loops, not recorded
+    python bench/gpu_device.py --readme    and puts the tables into README.md
+    python bench/gpu_device.py --sanitize  runs each kernel once, small, under compute-sanitizer
+    python bench/gpu_device.py --platform cpu  rehearses all of it on small shapes, interpreted; its
+                                           times mean nothing, and nothing is recorded
+
+Nothing is timed before all checks have passed; the exit status is 1 if one fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests")]
+
+import gpu_report  # noqa: E402
+import jax  # noqa: E402
+from gpu_checks import check_all  # noqa: E402
+from gpu_code import CLOCK, SMS  # noqa: E402
+from gpu_programs import Size, implementations_here  # noqa: E402
+from gpu_times import GOALS_AT, against_ceiling, against_optax  # noqa: E402
+
+from perturbk.demo_measure import machine  # noqa: E402
+
+RECORD = ROOT / "bench" / "results" / "gpu_device.json"
+# Rankings are checked and timed at lengths of their own.
+_CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 64, 100)
+_REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
+_TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64)  # as in gpu_instructions.py
+_AGAINST_OPTAX = (Size(1, 5, 100), GOALS_AT, Size(16, 10_000, 1000))
+_QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
+
+
+def platform_of(wanted: str) -> str:
+    """The platform of this process's device.
+
+    Raises:
+        SystemExit: it is not the wanted one.
+    """
+    devices = jax.devices()
+    found = "cuda" if devices[0].platform == "gpu" else devices[0].platform
+    if found != wanted:
+        raise SystemExit(
+            f"bench/gpu_device.py measures on {wanted!r}, and jax found {devices}. Install "
+            "jax[cuda13] on a machine with a GPU, or rehearse with --platform cpu."
+        )
+    return found
+
+
+def nvidia_smi() -> dict[str, str]:
+    """Driver and clocks, where the tool is there to tell."""
+    if not shutil.which("nvidia-smi"):
+        return {"nvidia-smi": "not installed"}
+    command = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv,noheader"]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    first = out.splitlines()[0].split(", ")
+    return dict(zip(_QUERY.split(","), first, strict=True))
+
+
+def of_ceiling(about: dict[str, Any]) -> float:
+    """SMs times clock of this device, of those that the ceilings are counted for: an H200's.
+
+    One where the device does not tell.
+    """
+    cores = getattr(jax.devices()[0], "core_count", None)
+    clock = re.match(r"(\d+) MHz", about.get("clocks.max.sm", ""))
+    return cores / SMS * float(clock[1]) * 1e6 / CLOCK if cores and clock else 1.0
+
+
+def sanitize() -> int:
+    """compute-sanitizer's exit status for the checks on a small shape."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        raise SystemExit("compute-sanitizer is not on PATH: it comes with the CUDA toolkit")
+    here = [sys.executable, str(Path(__file__).resolve()), "--checks-only", "--small"]
+    environment = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
+    return subprocess.run([tool, "--error-exitcode", "1", *here], env=environment).returncode
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--platform", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--quick", action="store_true", help="short loops, not recorded")
+    parser.add_argument("--readme", action="store_true", help="put the tables into README.md")
+    parser.add_argument("--sanitize", action="store_true", help="compute-sanitizer, and no times")
+    parser.add_argument("--checks-only", action="store_true", help="no times")
+    parser.add_argument("--small", action="store_true", help="check on a small shape")
+    parser.add_argument("--only", default="", metavar="OP", help="one op, not recorded")
+    options = parser.parse_args(arguments)
+    rehearsal = options.platform == "cpu"
+    if options.readme and (
+        options.only or options.quick or rehearsal or options.checks_only or options.sanitize
+    ):
+        parser.error("--readme shows a whole measurement on a GPU, and goes with no other option")
+    if options.sanitize:
+        return sanitize()
+
+    platform = platform_of(options.platform)
+    small = rehearsal or options.small
+    names = implementations_here(platform)
+    about = {
+        "date": datetime.date.today().isoformat(),
+        **machine(),
+        **({} if rehearsal else nvidia_smi()),
+        "implementations": ", ".join(names),
+    }
+    print(json.dumps(about, indent=1), flush=True)
+    checked = (_REHEARSED, _REHEARSED_RANKED) if small else (_CHECKED, _CHECKED_RANKED)
+    faults = check_all(names, platform, *checked, options.only)
+    if faults:
+        print("\n".join(faults), file=sys.stderr)
+        return 1
+    if options.checks_only:
+        return 0
+
+    seconds = 0.0 if rehearsal else 0.3 if options.quick else 1.0
+    timed = (_REHEARSED, _REHEARSED_RANKED) if rehearsal else (_TIMED, _TIMED_RANKED)
+    about["part of the counted ceilings"] = part = round(of_ceiling(about), 3)
+    kernels = against_ceiling(names, platform, *timed, seconds, options.only, part)
+    if not rehearsal:  # clocks under load
+        about["clocks after the kernels"] = nvidia_smi().get("clocks.sm", "unknown")
+    record = {
+        "machine": about,
+        "kernels": kernels,
+        "optax": against_optax(
+            (_REHEARSED,) if rehearsal else _AGAINST_OPTAX, seconds, options.only
+        ),
+    }
+    if rehearsal:
+        print("A rehearsal on a CPU: the times below mean nothing.")
+    elif not (options.quick or options.only):
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    print(gpu_report.tables(record))
+    if options.readme:
+        readme = ROOT / "README.md"
+        readme.write_text(gpu_report.in_readme(readme.read_text("utf-8"), record), "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

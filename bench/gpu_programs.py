@@ -1,0 +1,160 @@
+"""The programs that are checked and timed on a GPU: every primitive by every implementation."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perturbk import implementations
+from perturbk.kernels import triton
+from perturbk.kernels.noise import NOISES
+from perturbk.kernels.ops import OPS, SIZED_OPS, op_math, sized
+from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
+from perturbk.kernels.streams import STREAMS
+
+_K, _VECTORS = 5, 4  # as in gpu_instructions.py
+_OF_OPS = "samples", "samples_and_dot", "op_sum", "op_dot"
+_OF_SCORE = "score_dot", "score_sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """x is [batch, d]."""
+
+    batch: int
+    d: int
+    num_samples: int
+
+    @property
+    def variates(self) -> int:
+        return self.batch * self.d * self.num_samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One primitive of one op, or of the score (op ""), on noise from one stream.
+
+    Attributes:
+        vectors: that see the same noise, in a product of the score.
+    """
+
+    primitive: str
+    op: str
+    noise: str
+    rng: str
+    size: Size
+    vectors: int = 1
+
+    @property
+    def name(self) -> str:
+        """As in bench/results/gpu_instructions.json, without the implementation."""
+        d = f"of {self.size.d}" if self.op in SORT_KEYS else ""
+        vectors = f"of {self.vectors} vectors" if self.vectors > 1 else ""
+        rng = self.rng if self.rng != "jax" else ""
+        return " ".join(filter(None, (self.op, d, self.primitive, vectors, self.noise, rng)))
+
+    def operands(self) -> tuple[jax.Array, ...]:
+        batch, d, num_samples = dataclasses.astuple(self.size)
+        stream, drawn = STREAMS[self.rng](d), jax.random.normal
+        words = stream.words(jax.random.key(1), num_samples, 0)[None]
+        score = not self.op
+        rows = (1, self.vectors, batch * d) if score else (1, 1, batch, d)
+        sigma = jnp.full((1,) * len(rows), 0.5)
+        found = (words, drawn(jax.random.key(2), rows), sigma)
+        if self.primitive == "samples_and_dot":
+            leaf = (1, 1, batch * d)
+            t = drawn(jax.random.key(3), leaf)
+            return (*found, found[1].reshape(leaf), jnp.full((1, 1, 1), 0.5), t)
+        if self.primitive.endswith("dot"):
+            out = d if score else op_math(self.op).out_size(d)
+            shape = rows if score else (1, 1, batch, out)
+            return (*found, drawn(jax.random.key(3), shape))
+        if self.primitive == "samples":
+            return found
+        return (*found, drawn(jax.random.key(3), (1, self.vectors, num_samples)))
+
+    def compiled(self, implementation: str, platform: str) -> Callable[[], Any]:
+        """The program on its operands.
+
+        Raises:
+            NotImplementedError: the implementation has no such kernel.
+        """
+        which: dict[str, Any] = dict(op=self.op, inner=1) if self.op else dict(order=1, power=0)
+        run = functools.partial(
+            implementations.run,
+            self.primitive,
+            platform,
+            implementation=implementation,
+            stream=STREAMS[self.rng](self.size.d),
+            noise=self.noise,
+            **which,
+        )
+        operands = self.operands()
+        return functools.partial(jax.jit(run).lower(*operands).compile(), *operands)
+
+
+def implementations_here(platform: str) -> list[str]:
+    """Those that this process can run."""
+    return [name for name in implementations.IMPLEMENTATIONS if _runs(name, platform)]
+
+
+def _runs(name: str, platform: str) -> bool:
+    if name != "triton":
+        return True
+    try:
+        triton.require()
+    except ImportError:
+        return False
+    return platform == "cuda"
+
+
+def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
+    """All, or those of one op; rankings of rows of these lengths."""
+    others = [op for op in OPS if op not in SORT_KEYS] + [sized(name, _K) for name in SIZED_OPS]
+    sizes = {op: [size] for op in others}
+    sizes |= {op: [dataclasses.replace(size, d=d) for d in ranked] for op in SORT_KEYS}
+    found = []
+    for rng, noise in itertools.product(STREAMS, NOISES):
+        for op in (op for op in sizes if only in ("", op)):
+            for primitive, of_size in itertools.product(_OF_OPS, sizes[op]):
+                found.append(Program(primitive, op, noise, rng, of_size))
+        if not only:
+            for primitive, vectors in itertools.product(_OF_SCORE, (1, _VECTORS)):
+                found.append(Program(primitive, "", noise, rng, size, vectors))
+    # A stream for TPUs, and orders that differ in their sort keys only: one kernel of each will do.
+    return [
+        program
+        for program in found
+        if program.primitive in ("samples", "score_sum")
+        or (program.rng != "threefry_pair" and program.op not in DESCENDING)
+    ]
+
+
+def compiled(
+    wanted: Sequence[tuple[str, Program]], platform: str
+) -> dict[tuple[str, Program], Callable[[], Any] | NotImplementedError]:
+    """The programs of (implementation, program), or why there is none.
+
+    Compiled side by side, but for "triton", whose compiler keeps its state in the process.
+    """
+
+    def one(pair: tuple[str, Program]) -> Callable[[], Any] | NotImplementedError:
+        name, program = pair
+        try:
+            return program.compiled(name, platform)
+        except NotImplementedError as error:
+            return error
+
+    alone = [pair for pair in wanted if pair[0] == "triton"]
+    together = [pair for pair in wanted if pair[0] != "triton"]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(together, pool.map(one, together), strict=True))
+    return found | {pair: one(pair) for pair in alone}

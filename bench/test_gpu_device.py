@@ -1,0 +1,60 @@
+"""The script for a GPU, rehearsed on a CPU."""
+
+import json
+import types
+
+import gpu_checks
+import gpu_device
+import gpu_programs
+import gpu_report
+import gpu_times
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("op", ["argmax", "top_k_5"])
+def test_rehearsal(op, capsys):
+    assert gpu_device.main(["--platform", "cpu", "--only", op]) == 0
+    out = capsys.readouterr().out
+    assert "the times below mean nothing" in out
+    assert f"| {op} samples gumbel |" in out
+    if op == "argmax":
+        assert "perturbk philox" in out
+
+
+def test_every_counted_kernel_is_timed():
+    """But for those of other numbers of winners, and Triton's, which have names of their own."""
+    counted = json.loads(gpu_times._COUNTED.read_text())["kernels"]
+    wanted = gpu_programs.programs("", gpu_device._TIMED, gpu_device._TIMED_RANKED)
+    names = {f"{prefix}{program.name}" for program in wanted for prefix in ("", "triton ")}
+    assert {name for name in counted if "top_k_32" not in name} <= names
+
+
+def test_ceilings_follow_the_device(monkeypatch):
+    device = types.SimpleNamespace(core_count=66)
+    monkeypatch.setattr(gpu_device.jax, "devices", lambda: [device])
+    assert gpu_device.of_ceiling({"clocks.max.sm": "990 MHz"}) == pytest.approx(1 / 4)
+    assert gpu_device.of_ceiling({}) == 1
+
+
+def test_the_table_of_the_readme():
+    row = dict(
+        case="c", library="l", seconds=1e-3, ratio=2, goal=5.0, temp_bytes=1, optax_temp_bytes=2
+    )
+    kernel = {"kernel": "k", "rate": 3.0, "of ceiling": 0.7}
+    record = {"machine": {"device": "a GPU"}, "optax": [row], "kernels": [kernel]}
+    readme = (gpu_device.ROOT / "README.md").read_text("utf-8")
+    found = gpu_report.in_readme(readme, record)
+    assert "| c | l | 1 ms | 2.00x | 5.0 |" in found and "| k | 3 | 70% |" in found
+    assert gpu_report.in_readme(found, record) == found
+    with pytest.raises(ValueError, match="one pair of marks"):
+        gpu_report.in_readme("", record)
+
+
+def test_no_gpu():
+    with pytest.raises(SystemExit, match="measures on 'cuda'"):
+        gpu_device.main([])
+
+
+def test_a_wrong_code_is_found():
+    assert list(gpu_checks._apart("it", np.arange(3), np.array([0, 1, 3]), "cpu"))

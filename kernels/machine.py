@@ -1,0 +1,51 @@
+"""What a platform's kernels may do in their own way; all the rest of them is plain `jnp`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
+    return lax.mulhi(a, jnp.full_like(a, b)), a * b
+
+
+def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    return tuple(lax.sort(jnp.stack(values), dimension=0))
+
+
+def rotate(a: jax.Array, places: int) -> jax.Array:
+    """uint32 words with their bits rotated to the left."""
+    return (a << np.uint32(places)) | (a >> np.uint32(32 - places))
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Elementwise functions; the defaults run anywhere that XLA does.
+
+    Attributes:
+        opaque: uint32 values, hidden from the compiler's algebra.
+        rotates: (a, places) -> uint32 values rotated to the left, in two ways that take turns.
+        product: (high, low) words of the product of uint32 values and a constant.
+        log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
+            above one half, else relatively; not for noise that must equal `jax.random`'s.
+        log2: the binary one, likewise.
+        fma: (a, b, c) -> a b + c, in one instruction where there is one.
+        ascending: integer arrays of one shape -> the same values, elementwise in order.
+    """
+
+    opaque: Callable[[jax.Array], jax.Array] = lambda a: a
+    product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
+    rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
+    log: Callable[[jax.Array], jax.Array] = jnp.log
+    log2: Callable[[jax.Array], jax.Array] = jnp.log2
+    fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
+    ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
+
+
+PLAIN = Machine()

@@ -1,0 +1,38 @@
+"""Batcher's odd-even mergesort (1968): a fixed list of comparators that sorts any values."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+from jax import lax
+
+
+@functools.cache
+def comparators(n: int) -> tuple[tuple[int, int], ...]:
+    """Pairs of places, first before second, whose values are to be put in order one by one.
+
+    That of the next power of two, without the places behind n: they would hold the largest values,
+    which never move.
+    """
+    pairs = []
+    p = 1
+    while p < n:
+        k = p
+        while k:
+            for first in range(k % p, n - k, 2 * k):
+                for i in range(first, min(first + k, n - k)):
+                    if i // (2 * p) == (i + k) // (2 * p):
+                        pairs.append((i, i + k))
+            k //= 2
+        p *= 2
+    return tuple(pairs)
+
+
+def ascending(values: Sequence[jax.Array]) -> list[jax.Array]:
+    """The values in ascending order, elementwise: as many arrays of the same shape."""
+    values = list(values)
+    for a, b in comparators(len(values)):
+        values[a], values[b] = lax.min(values[a], values[b]), lax.max(values[a], values[b])
+    return values

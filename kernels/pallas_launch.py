@@ -1,0 +1,169 @@
+"""How the operands of a fused kernel of an op are cut into blocks, and its codes stored.
+
+Operands are those of `xla.py`. A *plane* is one (group, shared vector, row).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from perturbk.kernels.blocks import split
+from perturbk.kernels.ops import op_math
+from perturbk.kernels.pallas import launch, machine, power_of_two
+from perturbk.kernels.pallas_op_kernels import op_kernel
+from perturbk.kernels.pallas_rows import Row, fill_to, in_fours
+from perturbk.kernels.streams import THREEFRY, Draws, Stream
+from perturbk.kernels.tuning import TUNING
+
+
+class Launch:
+    """Cuts the operands into blocks; one instance per call."""
+
+    def __init__(self, keys, x, sigma, *, op, noise, inner, platform, stream: Stream = THREEFRY):
+        self.op, self.kernel = op_math(op), op_kernel(op, x.shape[-1])
+        self.noise, self.inner, self.platform = noise, inner, platform
+        self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
+        self.groups, self.shared, self.rows, self.d = x.shape
+        self.planes = self.groups * self.shared * self.rows
+        self.num_samples = keys.shape[-1]
+        together = 4 if self.fours else 1
+        self.tile = max(power_of_two(min(self.d, self.kernel.tile * together)), together)
+        self.out = self.op.out_size(self.d)
+        self.out_tile = power_of_two(min(self.out, self.kernel.out_tile))
+        self.out_width = -(-self.out // self.out_tile) * self.out_tile
+        self.lanes = TUNING.kernel_lanes
+        tiles = -(-self.num_samples // self.lanes)
+        self.lane_tiles = -(-tiles // TUNING.kernel_runs)  # per program
+        self.runs = -(-tiles // self.lane_tiles)
+        self.padded = self.runs * self.lane_tiles * self.lanes
+        columns = [
+            self.drawn(fill_to(x, self.tile, -np.inf)),
+            jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3])),
+        ]
+        if sigma.shape[3] > 1:
+            columns[1] = self.drawn(fill_to(columns[1], self.tile, 1))
+        self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma)
+        if self.aid:
+            columns += self.aid.columns
+        self.operands = [self.per_sample(keys), *map(self.column, columns)]
+        words = stream.words_per_sample
+        self.in_specs = [
+            pl.BlockSpec((None, words, self.run_lanes), lambda p, b: (p // self.of_group, 0, b)),
+            *(self.column_spec(a.shape[1]) for a in self.operands[1:]),
+        ]
+
+    @property
+    def of_group(self) -> int:
+        return self.shared * self.rows
+
+    @property
+    def run_lanes(self) -> int:
+        return self.lane_tiles * self.lanes
+
+    def column_spec(self, width: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, width, 1), lambda p, b: (p, 0, 0))
+
+    def column(self, a: jax.Array) -> jax.Array:
+        """[groups, shared, rows, k] -> [planes, k, 1]."""
+        return a.reshape(self.planes, -1, 1)
+
+    def drawn(self, a: jax.Array) -> jax.Array:
+        """Whole tiles [..., width] in the order in which `Row.pieces` draws them."""
+        return in_fours(a, self.tile) if self.fours else a
+
+    def per_sample(self, a: jax.Array) -> jax.Array:
+        """Zero-pads the samples."""
+        return jnp.pad(a, ((0, 0), (0, 0), (0, self.padded - self.num_samples)))
+
+    def rows_of(self, keys_ref, x_ref, sigma_ref, *aid_refs) -> Callable[[object], Row]:
+        """This program's row, as a function of the slice of samples."""
+        r = lax.rem(pl.program_id(0), np.int32(self.rows))
+
+        def row(lane) -> Row:
+            words = tuple(keys_ref[i : i + 1, lane] for i in range(self.stream.words_per_sample))
+            draws = Draws(
+                self.stream, self.noise, words, r, self.d, self.inner, machine(self.platform)
+            )
+            aid = self.aid and self.aid.of_refs(*aid_refs)
+            return Row(x_ref, sigma_ref, draws, self.d, self.tile, self.out_tile, self.fours, aid)
+
+        return row
+
+    def summary(self, row: Row) -> tuple[jax.Array, ...]:
+        return self.kernel.summary(row)[0] if self.kernel.summary else ()
+
+    def out_at(self, t) -> object:
+        """The slice of tile t of the outputs."""
+        return pl.ds(t * self.out_tile, self.out_tile)
+
+    def over_outputs(self, step: Callable, start):
+        """step(t, carry) for each tile of outputs."""
+        return lax.fori_loop(0, self.out_width // self.out_tile, step, start)
+
+    def over_lanes(self, body: Callable, start=0):
+        """body(lane slice, carry) for each tile of samples of this program."""
+        return lax.fori_loop(
+            0,
+            self.lane_tiles,
+            lambda i, carry: body(pl.ds(i * self.lanes, self.lanes), carry),
+            start,
+        )
+
+    def tangent(self, t: jax.Array) -> jax.Array:
+        """[groups, shared, rows, d] as a column in the order in which the kernel draws."""
+        tile = self.aid and self.aid.tile
+        if tile:
+            return self.column(in_fours(fill_to(t, tile, 0), tile))
+        return self.column(self.drawn(fill_to(t, self.tile, 0)))
+
+    @property
+    def numbers(self) -> tuple[int, int]:
+        """(turns, numbers in each) in which the code of a sample is stored."""
+        return split(math.prod(self.op.code_shape(self.d)), TUNING.kernel_stores)
+
+    @property
+    def codes(self) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
+        """Where codes are stored."""
+        height = math.prod(self.numbers) if self.kernel.summary else self.out_width
+        shape = (self.planes, height, self.padded)
+        return (
+            pl.BlockSpec((None, height, self.run_lanes), lambda p, b: (p, 0, b)),
+            jax.ShapeDtypeStruct(shape, self.op.code_dtype(self.d)),
+        )
+
+    def store(self, numbers: tuple[jax.Array, ...], out_ref, lane) -> None:
+        """Stores the code of a tile of samples."""
+        turns, count = self.numbers
+        rest = (jnp.zeros((1, self.lanes), jnp.int32),) * (turns * count - len(numbers))
+
+        def turn(t, queue):
+            for u in range(count):
+                out_ref[pl.ds(t * count + u, 1), lane] = queue[u].astype(out_ref.dtype)
+            return (*queue[count:], *queue[:count])
+
+        lax.fori_loop(0, turns, turn, numbers + rest)
+
+    def joined(self, codes: jax.Array) -> jax.Array:
+        """What was stored as [groups, shared, rows, *code, N]."""
+        shape = self.op.code_shape(self.d)
+        codes = codes[:, : math.prod(shape), : self.num_samples]
+        return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)
+
+    def run(self, body, name: str, extra, extra_spec, out_spec, out_shape):
+        return launch(
+            body,
+            [*self.operands, *extra],
+            [*self.in_specs, *extra_spec],
+            out_spec,
+            out_shape,
+            grid=(self.planes, self.runs),
+            name=name,
+            platform=self.platform,
+        )

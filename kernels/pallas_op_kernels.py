@@ -1,0 +1,101 @@
+"""The fused kernel of each op."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from perturbk.kernels import pallas_argmax, pallas_network, pallas_race, pallas_topk
+from perturbk.kernels.noise import NoiseMath
+from perturbk.kernels.ops import entry
+from perturbk.kernels.pallas_ranking import tile_ranks
+from perturbk.kernels.pallas_rows import Aid, Row
+from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
+from perturbk.kernels.topk import total_order
+from perturbk.kernels.tuning import TUNING
+
+
+@dataclasses.dataclass(frozen=True)
+class OpKernel:
+    """What a fused kernel needs beyond `OpMath`.
+
+    Attributes:
+        summary: (row, ref to a tangent or None) -> what all of its outputs need, which is the code
+            of a sample, number by number, each int32; and <h_1(z), t>, float32, from the same pass
+            over the noise; all [1, lanes]. None if each tile of outputs is made by itself, and is
+            the code.
+        outputs: (row, summary, t) -> outputs of tile t, int32 [out_tile, lanes]. None if the
+            outputs are the numbers of the summary.
+        tile: most coordinates of a tile.
+        out_tile: most outputs of a tile.
+        pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
+        aid: (math of the noise, x, sigma) of all rows -> their `Aid`, or None if they need none.
+    """
+
+    summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
+    outputs: Callable[[Row, tuple[jax.Array, ...], jax.Array], jax.Array] | None
+    tile: int = TUNING.kernel_tile
+    out_tile: int = TUNING.kernel_tile
+    pieces: bool = False
+    aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
+
+
+def _raced(exactly: Callable, k: int, **which) -> OpKernel:
+    """The kernel of k winners: by a race, or else by exactly(row, ref to a tangent)."""
+
+    def winners(row: Row, tangent_ref=None):
+        if row.aid is None:
+            return exactly(row, tangent_ref)
+        return row.aid.winners(row, lambda: exactly(row, None)[0], tangent_ref)
+
+    return OpKernel(winners, pieces=True, aid=functools.partial(pallas_race.aid, k=k), **which)
+
+
+def _ranking(op: str) -> Callable[[int], OpKernel]:
+    """d -> the kernel of a ranking."""
+    sort_key, descending = SORT_KEYS[op], op in DESCENDING
+    count = tile_ranks(sort_key)
+    tile = TUNING.kernel_ranking_tile
+    by_counting = OpKernel(None, lambda row, _, t: count(row, t), tile, tile)
+    by_sorting = OpKernel(
+        pallas_network.ranks(sort_key, descending=descending),
+        None,
+        tile=1,
+        pieces=True,
+        aid=pallas_network.aid,
+    )
+    return lambda d: by_sorting if d <= TUNING.kernel_network_most else by_counting
+
+
+def _top_k(outputs: Callable[..., jax.Array] | None) -> Callable[[int], Callable[[int], OpKernel]]:
+    """k -> d -> the kernel of the k largest."""
+
+    def of_number(k: int) -> Callable[[int], OpKernel]:
+        def exactly(row: Row, tangent_ref):
+            return pallas_topk.winners(row, k, total_order, tangent_ref)
+
+        kernel = _raced(exactly, k, outputs=outputs, tile=1)
+        return lambda d: kernel
+
+    return of_number
+
+
+_ARGMAX = _raced(pallas_argmax.winners, 1, outputs=pallas_topk.k_hot)
+
+# A new op with a fused kernel is one line here: op -> (d -> its kernel).
+OP_KERNELS: dict[str, Callable[[int], OpKernel]] = {
+    "argmax": lambda d: _ARGMAX,
+    **{op: _ranking(op) for op in SORT_KEYS},
+}
+SIZED_OP_KERNELS: dict[str, Callable[[int], Callable[[int], OpKernel]]] = {
+    "top_k": _top_k(pallas_topk.k_hot),
+    "top_k_indices": _top_k(None),
+}
+
+
+def op_kernel(op: str, d: int) -> OpKernel:
+    """The fused kernel of an op, by its key, for rows of d coordinates."""
+    return entry(op, OP_KERNELS, SIZED_OP_KERNELS)(d)

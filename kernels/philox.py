@@ -1,0 +1,152 @@
+"""Philox-4x32: four words of random bits from ten rounds, and the noise that is made of them.
+
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". Half of the rounds of Threefry
+for twice as many words, where the hardware multiplies. `rng="philox"` draws from it: other numbers
+than `jax.random`, with the whole 32 bits of a word in the tail.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from perturbk.kernels.machine import PLAIN, Machine
+from perturbk.kernels.noise import (
+    ABOVE,
+    NoiseMath,
+    from_one_to_two,
+    gumbel_moment,
+    normal_moment,
+    quick_gumbel_moment,
+)
+
+Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+_MULTIPLIERS = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_MOST = np.float32(1 - 2.0**-24)  # of a uniform, which is rounded, to 1 as well
+_QUARTER = np.uint32(1 << 30)  # of a turn
+
+
+def philox4x32(
+    k0: jax.Array, k1: jax.Array, counter: tuple[jax.Array, ...], machine: Machine = PLAIN
+) -> Words:
+    """Encrypts four counter words under two key words, 10 rounds; all uint32, broadcast."""
+    c0, c1, c2, c3 = counter
+    m0, m1 = _MULTIPLIERS
+    for i in range(10):
+        w0, w1 = (np.uint32(i * w & 0xFFFFFFFF) for w in _WEYL)
+        (high0, low0), (high1, low1) = machine.product(c0, m0), machine.product(c2, m1)
+        c0, c1, c2, c3 = high1 ^ c1 ^ (k0 + w0), low1, high0 ^ c3 ^ (k1 + w1), low0
+    return c0, c1, c2, c3
+
+
+def _unit(bits: jax.Array, machine: Machine) -> jax.Array:
+    """(bits + 1/2) / 2^32, from 2^-33 to 1, rounded to float32."""
+    return machine.fma(bits.astype(jnp.float32), np.float32(2.0**-32), np.float32(2.0**-33))
+
+
+def exponential(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+    """Standard exponential variate from 32 bits, between 2^-33 and 17.
+
+    -log(1 - v) with v = (bits + 1/2) / 2^32. Near zero by its series, for 1 - v has no digits left
+    there: the smallest variates, which win a race, would be multiples of 2^-24.
+    """
+    v = _unit(bits, machine)
+    series = machine.fma(v, np.float32(1 / 5), np.float32(1 / 4))
+    for n in (3, 2, 1):
+        series = machine.fma(series, v, np.float32(1 / n))
+    return jnp.where(v < np.float32(1 / 32), v * series, -machine.log(1 - jnp.minimum(v, _MOST)))
+
+
+def _quick_moment(bits: jax.Array, order: int, machine: Machine) -> jax.Array:
+    # 1 - v, as `exponential` rounds it where it is small.
+    u = machine.fma(bits.astype(jnp.float32), np.float32(-(2.0**-32)), np.float32(1))
+    return quick_gumbel_moment(jnp.maximum(u, np.float32(1) - _MOST), order, machine)
+
+
+def _above(bits: jax.Array) -> jax.Array:
+    """1 - v, with v rounded down to 23 bits."""
+    return np.float32(2 + ABOVE) - from_one_to_two(bits)
+
+
+def radius(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+    """Length of a standard normal vector in the plane, up to 6.7.
+
+    The tail has all the digits of small uniforms here; those next to one only blur the centre.
+    """
+    log = machine.log(_unit(bits, machine))
+    return jnp.sqrt(jnp.maximum(np.float32(-2) * log, np.float32(0)))  # at one, log may round up
+
+
+def cos_of_turns(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+    """cos(2 pi bits / 2^32), to float32 rounding, the same on every platform."""
+    fma = machine.fma
+    quadrant = (bits + (_QUARTER >> np.uint32(1))) >> np.uint32(30)
+    rest = lax.bitcast_convert_type(bits - (quadrant << np.uint32(30)), jnp.int32)
+    a = rest.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)  # within pi/4 of zero
+    s = a * a
+    # Minimax polynomials on that interval, from Cephes (sinf.c).
+    sin = fma(s, np.float32(-1.9515295891e-4), np.float32(8.3321608736e-3))
+    sin = fma(fma(sin, s, np.float32(-1.6666654611e-1)) * s, a, a)
+    cos = fma(s, np.float32(2.443315711809948e-5), np.float32(-1.388731625493765e-3))
+    cos = fma(fma(cos, s, np.float32(4.166664568298827e-2)), s, np.float32(-0.5))
+    cos = fma(cos, s, np.float32(1))
+    size = jnp.where((quadrant & np.uint32(1)) == 0, cos, sin)
+    negative = (quadrant == 1) | (quadrant == 2)
+    return jnp.where(negative, -size, size)
+
+
+def _two_normals(w0: jax.Array, w1: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
+    """Box and Muller 1958: a radius and an angle make two normal variates."""
+    r = radius(w0, machine)
+    return r * cos_of_turns(w1, machine), r * cos_of_turns(w1 - _QUARTER, machine)
+
+
+def at(words: Words, place: jax.Array) -> jax.Array:
+    """One of four words, by its place, 0 to 3."""
+    w0, w1, w2, w3 = words
+    return jnp.where(place < 2, jnp.where(place == 0, w0, w1), jnp.where(place == 2, w2, w3))
+
+
+class _Gumbel:
+    """Drawn is E = exp(-z), a standard exponential variate, one from each word."""
+
+    def four(self, words: Words, machine: Machine = PLAIN) -> tuple[jax.Array, ...]:
+        return tuple(exponential(w, machine) for w in words)
+
+    def one(self, words: Words, place: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+        return exponential(at(words, place), machine)
+
+    def math(self, machine: Machine = PLAIN) -> NoiseMath:
+        return NoiseMath(
+            lambda e: -machine.log(e),
+            gumbel_moment,
+            above=_above,
+            quick_moment=_quick_moment,
+        )
+
+
+class _Normal:
+    """Drawn is z itself, two from two words."""
+
+    def four(self, words: Words, machine: Machine = PLAIN) -> tuple[jax.Array, ...]:
+        w0, w1, w2, w3 = words
+        return (*_two_normals(w0, w1, machine), *_two_normals(w2, w3, machine))
+
+    def one(self, words: Words, place: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+        w0, w1, w2, w3 = words
+        first = place < 2
+        turn = jnp.where(first, w1, w3) - ((place & np.uint32(1)) << np.uint32(30))
+        r = radius(jnp.where(first, w0, w2), machine)
+        return r * cos_of_turns(turn, machine)
+
+    def math(self, machine: Machine = PLAIN) -> NoiseMath:
+        del machine
+        return NoiseMath(lambda z: z, normal_moment, highest_order=2)
+
+
+# What is drawn from the four words at a counter, all of it or at one place (0 to 3), and the noise.
+NOISES = {"gumbel": _Gumbel(), "normal": _Normal()}

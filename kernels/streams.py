@@ -1,0 +1,306 @@
+"""Streams of noise: how a variate follows from the key, the sample and the element.
+
+A stream never depends on the block, the grid or the batch in which a variate is drawn. What all
+samples of a leaf need from the key is in their *words*, uint32 [words_per_sample, N]; coordinate
+j of row r is found by a *counter*. What is *drawn* there, bits or a raw variate, becomes noise and
+its score moments by the stream's `NoiseMath`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from perturbk.kernels import philox
+from perturbk.kernels.machine import PLAIN, Machine
+from perturbk.kernels.noise import NOISES, NoiseMath
+from perturbk.kernels.threefry import Cells, element_bits, leaf_keys, threefry2x32
+
+Counter = tuple[jax.Array, ...]
+Drawn = tuple[jax.Array, ...]
+
+
+def _like(n: int, a: jax.Array) -> np.integer:
+    """n modulo 2^32, in an integer dtype of 32 bits."""
+    return np.uint32(n & 0xFFFFFFFF).astype(a.dtype)
+
+
+class Stream:
+    """A stream for one leaf; equal streams compile to one program."""
+
+    words_per_sample: int
+
+    def words(self, key: jax.Array, num_samples: int, leaf: int) -> jax.Array:
+        """Words of every sample of leaf number `leaf`: uint32 [words_per_sample, N]."""
+        raise NotImplementedError
+
+    def rows(self, size: int) -> tuple[int, int]:
+        """(number, length) of the rows by which `size` elements of a leaf are counted."""
+        raise NotImplementedError
+
+    def counters(self, row: jax.Array, d: int, inner: int) -> Callable[[jax.Array], Counter]:
+        """coordinate -> counter in a row of an op (32-bit integers; `inner` as in `xla.py`)."""
+        raise NotImplementedError
+
+    def math(self, noise: str, machine: Machine = PLAIN) -> NoiseMath:
+        """What to do with what is drawn."""
+        raise NotImplementedError
+
+    def draw(self, noise: str, words: Counter, counter: Counter, machine: Machine) -> jax.Array:
+        """What is drawn at a counter; words and counter broadcast against each other."""
+        raise NotImplementedError
+
+    def bits(self, words: Counter, counter: Counter, machine: Machine) -> jax.Array:
+        """The 32 bits at a counter of which a Gumbel variate is made."""
+        raise NotImplementedError
+
+    def in_fours(self, inner: int) -> bool:
+        """Whether four neighbours in a row, from a multiple of four on, cost less than four."""
+        del inner
+        return False
+
+    def draw_four(self, noise: str, words: Counter, counter: Counter, machine: Machine) -> Drawn:
+        """What is drawn at four neighbours from a counter on; only if `in_fours`."""
+        raise NotImplementedError
+
+    def bits_four(self, words: Counter, counter: Counter, machine: Machine) -> Drawn:
+        """The same of `bits`."""
+        raise NotImplementedError
+
+    def cells(self, inner: int) -> Cells | None:
+        """How it counts encryptions by Threefry, if these are all that it draws from."""
+        del inner
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Threefry(Stream):
+    """The bits of `jax.random`, and so of optax, for keys of JAX's default kind."""
+
+    words_per_sample = 2
+
+    def words(self, key, num_samples, leaf):
+        return leaf_keys(jax.random.key_data(key), num_samples, leaf)
+
+    def rows(self, size):
+        return 1, size
+
+    def counters(self, row, d, inner):
+        n = _like(inner, row)
+        base = lax.div(row, n) * _like(d * inner, row) + lax.rem(row, n)
+        return lambda coordinate: ((base + coordinate * n).astype(jnp.uint32),)
+
+    def math(self, noise, machine=PLAIN):
+        return NOISES[noise]
+
+    def draw(self, noise, words, counter, machine):
+        del noise  # made of the same bits, whichever it is
+        return self.bits(words, counter, machine)
+
+    def bits(self, words, counter, machine):
+        (element,) = counter
+        element = jnp.broadcast_to(
+            element, jnp.broadcast_shapes(*map(jnp.shape, (element, *words)))
+        )
+        return element_bits(*words, machine.opaque(element), machine)
+
+    def cells(self, inner):
+        return Cells(1, inner, lambda element: (element,), lambda a, b: (a ^ b,))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByRow(Stream):
+    """Streams that count (row, column) of a leaf, for keys of any kind.
+
+    Attributes:
+        last: length of the leaf's last axis, the rows; neighbours in a row are drawn together.
+    """
+
+    last: int
+
+    def rows(self, size):
+        return size // self.last, self.last
+
+    def counters(self, row, d, inner):
+        if self.in_fours(inner):
+            return lambda coordinate: (row.astype(jnp.uint32), coordinate.astype(jnp.uint32))
+        step = _like(inner // self.last, row)  # rows of the leaf between neighbours
+        rest = lax.rem(row, _like(inner, row))
+        first = lax.div(row, _like(inner, row)) * _like(d, row) * step
+        first = first + lax.div(rest, _like(self.last, row))
+        column = lax.rem(rest, _like(self.last, row)).astype(jnp.uint32)
+        return lambda coordinate: ((first + coordinate * step).astype(jnp.uint32), column)
+
+    def in_fours(self, inner):
+        return inner == 1 and self.last > 1  # of (n, 1), the n neighbours are rows of one element
+
+
+@dataclasses.dataclass(frozen=True)
+class ThreefryPair(_ByRow):
+    """Both words of each encryption by Threefry, for two neighbours in a row: a cell.
+
+    The words of a sample are those of optax under a key made of two words of the caller's. A row
+    of odd length ends with half a cell.
+    """
+
+    words_per_sample = 2
+
+    def words(self, key, num_samples, leaf):
+        return leaf_keys(jax.random.bits(key, (2,), jnp.uint32), num_samples, leaf)
+
+    def math(self, noise, machine=PLAIN):
+        return NOISES[noise]
+
+    def draw(self, noise, words, counter, machine):
+        del noise  # made of the same bits, whichever it is
+        return self.bits(words, counter, machine)
+
+    def bits(self, words, counter, machine):
+        row, column = counter
+        a, b = self._encrypted(words, self._cell(row, column), machine)
+        return jnp.where(column & np.uint32(1) == 0, a, b)
+
+    def draw_four(self, noise, words, counter, machine):
+        del noise
+        return self.bits_four(words, counter, machine)
+
+    def bits_four(self, words, counter, machine):
+        cell = self._cell(*counter)
+        cells = (self._encrypted(words, cell + np.uint32(i), machine) for i in range(2))
+        return tuple(word for cell in cells for word in cell)
+
+    def cells(self, inner):
+        if self.in_fours(inner):
+            return Cells(2, 1, lambda *counter: (self._cell(*counter),), lambda a, b: (a, b))
+        return Cells(
+            1,
+            inner // self.last * self._per_row,
+            lambda row, column: (self._cell(row, column), column & np.uint32(1)),
+            lambda a, b, second: (jnp.where(second == 0, a, b),),
+        )
+
+    @property
+    def _per_row(self) -> int:
+        return -(-self.last // 2)
+
+    def _cell(self, row: jax.Array, column: jax.Array) -> jax.Array:
+        return row * np.uint32(self._per_row) + (column >> np.uint32(1))
+
+    def _encrypted(self, words: Counter, cell: jax.Array, machine: Machine) -> Counter:
+        cell = jnp.broadcast_to(cell, jnp.broadcast_shapes(*map(jnp.shape, (cell, *words))))
+        return threefry2x32(*words, jnp.zeros_like(cell), machine.opaque(cell), machine)
+
+
+@dataclasses.dataclass(frozen=True)
+class Philox(_ByRow):
+    """Counter (four elements, row, sample, leaf) under two words of the key, of any kind."""
+
+    words_per_sample = 4
+
+    def words(self, key, num_samples, leaf):
+        sample = lax.iota(jnp.uint32, num_samples)
+        k0, k1 = jax.random.bits(key, (2,), jnp.uint32)
+        constant = (jnp.broadcast_to(w, sample.shape) for w in (k0, k1))
+        words = jnp.stack([*constant, sample, jnp.full_like(sample, np.uint32(leaf))])
+        return lax.optimization_barrier(words)
+
+    def math(self, noise, machine=PLAIN):
+        return philox.NOISES[noise].math(machine)
+
+    def draw(self, noise, words, counter, machine):
+        _, column = counter
+        drawn = self.bits_four(words, counter, machine)
+        return philox.NOISES[noise].one(drawn, column & np.uint32(3), machine)
+
+    def bits(self, words, counter, machine):
+        _, column = counter
+        return philox.at(self.bits_four(words, counter, machine), column & np.uint32(3))
+
+    def draw_four(self, noise, words, counter, machine):
+        return philox.NOISES[noise].four(self.bits_four(words, counter, machine), machine)
+
+    def bits_four(self, words, counter, machine):
+        k0, k1, sample, leaf = words
+        row, column = counter
+        counter = jnp.broadcast_arrays(column >> np.uint32(2), row, sample, leaf)
+        return philox.philox4x32(k0, k1, tuple(counter), machine)
+
+
+THREEFRY = Threefry()
+
+# A new stream is a class like these and a line here: last axis of a leaf -> its stream.
+STREAMS: dict[str, Callable[[int], Stream]] = {
+    "jax": lambda last: THREEFRY,
+    "threefry_pair": ThreefryPair,
+    "philox": Philox,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The noise of one row, or of several side by side, for a run of samples."""
+
+    stream: Stream
+    noise: str
+    words: Counter  # each broadcasts against the coordinates
+    row: jax.Array  # 32-bit integers, likewise
+    d: int
+    inner: int
+    machine: Machine = PLAIN
+
+    @property
+    def math(self) -> NoiseMath:
+        return self.stream.math(self.noise, self.machine)
+
+    @property
+    def in_fours(self) -> bool:
+        return self.stream.in_fours(self.inner)
+
+    def drawn(self, coordinate: jax.Array) -> jax.Array:
+        """What the stream draws at integer coordinates of the row."""
+        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
+        return self.stream.draw(self.noise, self.words, counter, self.machine)
+
+    def drawn_four(self, four: jax.Array) -> Drawn:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return self._four(
+            four,
+            functools.partial(self.stream.draw, self.noise),
+            functools.partial(self.stream.draw_four, self.noise),
+        )
+
+    def _four(self, four: jax.Array, one: Callable, together: Callable) -> Drawn:
+        counter_at = self.stream.counters(self.row, self.d, self.inner)
+        first = four * _like(4, four)
+        if self.in_fours:
+            return together(self.words, counter_at(first), self.machine)
+        counters = (counter_at(first + _like(i, four)) for i in range(4))
+        return tuple(one(self.words, counter, self.machine) for counter in counters)
+
+    def __call__(self, coordinate: jax.Array) -> jax.Array:
+        """Standard noise z at these coordinates."""
+        return self.math.variate(self.drawn(coordinate))
+
+    def four(self, four: jax.Array) -> tuple[jax.Array, ...]:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return tuple(map(self.math.variate, self.drawn_four(four)))
+
+    def bits(self, coordinate: jax.Array) -> jax.Array:
+        """The bits there, of which a Gumbel variate is made."""
+        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
+        return self.stream.bits(self.words, counter, self.machine)
+
+    def bits_four(self, four: jax.Array) -> tuple[jax.Array, ...]:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return self._four(four, self.stream.bits, self.stream.bits_four)
+
+    def quick_moment(self, bits: jax.Array, order: int) -> jax.Array:
+        """`NoiseMath.quick_moment`, if the noise has it."""
+        assert self.math.quick_moment is not None
+        return self.math.quick_moment(bits, order, self.machine)

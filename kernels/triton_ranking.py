@@ -1,0 +1,148 @@
+"""Triton kernels of the rankings: the keys of a row in registers, one sample in each lane.
+
+A tuple holds one value per coordinate. No register can be indexed by a loop counter, so tuples are
+queues: the keys enter one by one, and the first leaves for its rank and enters again at the end.
+"""
+
+import triton
+import triton.language as tl
+
+from perturbk.kernels.triton_rows import open_row, perturbed, place
+
+_LARGEST = tl.constexpr(0x7FFFFFFF)
+
+
+@triton.jit
+def _sort_key(y, OP: tl.constexpr):
+    """int32 keys, of which the smallest has rank 0; see `ranking.SORT_KEYS`."""
+    if OP != "ranking":
+        y = -y
+    bits = y.to(tl.int32, bitcast=True)
+    key = tl.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    return tl.where(y != y, -_LARGEST if OP == "ranking_nan_first" else _LARGEST, key)
+
+
+@triton.jit
+def _queue(value, WIDTH: tl.constexpr):
+    queue = (value,)
+    for _ in tl.static_range(WIDTH - 1):
+        queue = queue + (value,)
+    return queue
+
+
+@triton.jit
+def _draw_keys(
+    row,
+    WIDTH: tl.constexpr,
+    TURN: tl.constexpr,
+    OP: tl.constexpr,
+    DRAWS: tl.constexpr,
+    LOOP: tl.constexpr,
+):
+    """Queue of the sort keys of an open row; what lies behind its end ranks last."""
+    last = tl.full((LOOP.lanes,), _LARGEST, tl.int32)
+    keys = _queue(last, WIDTH)
+    for first in range(0, WIDTH, TURN):
+        ys = perturbed(row, first, TURN, DRAWS)
+        for u in tl.static_range(TURN):
+            keys = keys[1:] + (tl.where(first + u < DRAWS.d, _sort_key(ys[u], OP), last),)
+    return keys
+
+
+@triton.jit
+def _next_rank(keys, WIDTH: tl.constexpr):
+    """Rank of the first key, and the queue with that key at its end.
+
+    There it is one less, so that it comes before an equal key of a later coordinate.
+    """
+    key = keys[0]
+    rank = tl.zeros_like(key)
+    for i in tl.static_range(1, WIDTH):
+        rank += (keys[i] < key).to(tl.int32)
+    return rank, keys[1:] + (key - 1,)
+
+
+@triton.jit
+def codes(
+    words_ptr,  # [groups, words, N]
+    x_ptr,  # [planes, WIDTH]
+    sigma_ptr,  # likewise, or [planes]
+    out_ptr,  # out: [planes, D, N]
+    WIDTH: tl.constexpr,
+    TURN: tl.constexpr,
+    OP: tl.constexpr,
+    DRAWS: tl.constexpr,
+    LOOP: tl.constexpr,
+):
+    """Ranks of every coordinate in every sample."""
+    plane, start, sample = place(LOOP)
+    row = open_row(words_ptr, x_ptr, sigma_ptr, plane, start, sample, DRAWS, WIDTH)
+    keys = _draw_keys(row, WIDTH, TURN, OP, DRAWS, LOOP)
+    out_ptr += plane.to(tl.int64) * DRAWS.d * DRAWS.num_samples
+    for first in range(0, WIDTH, TURN):
+        for u in tl.static_range(TURN):
+            i = first + u
+            rank, keys = _next_rank(keys, WIDTH)
+            out = rank.to(out_ptr.dtype.element_ty)
+            if i < DRAWS.d:
+                at = i.to(tl.int64) * DRAWS.num_samples + sample
+                tl.store(out_ptr + at, out, mask=sample < DRAWS.num_samples)
+
+
+@triton.jit
+def weighted(
+    words_ptr,  # [groups, words, N]
+    x_ptr,  # [planes, WIDTH]
+    sigma_ptr,  # likewise, or [planes]
+    weights_ptr,  # [planes // DRAWS.rows, N]
+    out_ptr,  # out: [planes, LOOP.pieces, WIDTH]
+    WIDTH: tl.constexpr,
+    TURN: tl.constexpr,
+    OP: tl.constexpr,
+    DRAWS: tl.constexpr,
+    LOOP: tl.constexpr,
+):
+    """sum_s W_s rank_s over a piece of the samples, each lane's in a queue until the end."""
+    plane, piece, lane = place(LOOP)
+    weights_ptr += (plane // DRAWS.rows).to(tl.int64) * DRAWS.num_samples
+
+    totals = _queue(tl.full((LOOP.lanes,), 0, tl.float32), WIDTH)
+    for at in range(0, LOOP.piece, LOOP.lanes):
+        sample = piece * LOOP.piece + at + lane
+        row = open_row(words_ptr, x_ptr, sigma_ptr, plane, 0, sample, DRAWS, WIDTH)
+        weight = tl.load(weights_ptr + sample, mask=sample < DRAWS.num_samples, other=0.0)
+        keys = _draw_keys(row, WIDTH, TURN, OP, DRAWS, LOOP)
+        for _first in range(0, WIDTH, TURN):
+            for _u in tl.static_range(TURN):
+                rank, keys = _next_rank(keys, WIDTH)
+                totals = totals[1:] + (totals[0] + weight * rank.to(tl.float32),)
+    out_ptr += (plane * LOOP.pieces + piece).to(tl.int64) * WIDTH
+    for i in tl.static_range(WIDTH):
+        tl.store(out_ptr + i, tl.sum(totals[i], 0))
+
+
+@triton.jit
+def dot(
+    words_ptr,  # [groups, words, N]
+    x_ptr,  # [planes, WIDTH]
+    sigma_ptr,  # likewise, or [planes]
+    g_ptr,  # [planes, WIDTH], zero behind the end of a row
+    out_ptr,  # out: [planes, N]
+    WIDTH: tl.constexpr,
+    TURN: tl.constexpr,
+    OP: tl.constexpr,
+    DRAWS: tl.constexpr,
+    LOOP: tl.constexpr,
+):
+    """<rank_s, g> of one row."""
+    plane, start, sample = place(LOOP)
+    row = open_row(words_ptr, x_ptr, sigma_ptr, plane, start, sample, DRAWS, WIDTH)
+    g_ptr += plane.to(tl.int64) * WIDTH
+    keys = _draw_keys(row, WIDTH, TURN, OP, DRAWS, LOOP)
+    total = tl.full((LOOP.lanes,), 0, tl.float32)
+    for first in range(0, WIDTH, TURN):
+        for u in tl.static_range(TURN):
+            rank, keys = _next_rank(keys, WIDTH)
+            total += tl.load(g_ptr + first + u) * rank.to(tl.float32)
+    out_ptr += plane.to(tl.int64) * DRAWS.num_samples
+    tl.store(out_ptr + sample, total, mask=sample < DRAWS.num_samples)

@@ -1,0 +1,138 @@
+"""The race of the GPU's kernels of winners: whatever it proves is true, and it rarely fails to."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checks import CROOKED
+from perturbk.kernels import noise, pallas_launch, pallas_ops, pallas_race, philox, xla
+from perturbk.kernels.streams import STREAMS
+from perturbk.kernels.tuning import TUNING
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """Instead of comparing exactly, leaves samples with no winner; returns whether it did."""
+    monkeypatch.setattr(pallas_launch, "machine", lambda platform: CROOKED)
+    race = pallas_race.Race.winners
+
+    def winners(self, row, exactly, tangent_ref=None):
+        del exactly
+        nothing = (jnp.full((1, row.lanes), -1, jnp.int32),) * self.k
+        return race(self, row, lambda: nothing, tangent_ref)
+
+    monkeypatch.setattr(pallas_race.Race, "winners", winners)
+    return lambda winners: winners == np.array(-1).astype(winners.dtype)
+
+
+def _races(d, num_samples, rng="jax", op="argmax"):
+    """(kernel, XLA), each from rows x [rows, d] and sigma to codes [rows, ..., num_samples]."""
+    stream = STREAMS[rng](d)
+    words = stream.words(jax.random.key(5), num_samples, 0)[None]
+    params = dict(op=op, noise="gumbel", inner=1, stream=stream)
+
+    def winners(samples, x, sigma):
+        sigma = jnp.full((1, 1, 1, 1), sigma, jnp.float32)
+        return samples(words, x[None, None], sigma, **params)[0, 0]
+
+    raced = functools.partial(pallas_ops.samples, platform="cpu")
+    return tuple(jax.jit(functools.partial(winners, samples)) for samples in (raced, xla.samples))
+
+
+@pytest.mark.parametrize("rng", STREAMS)
+@pytest.mark.parametrize(
+    ("op", "d", "sigma", "spread", "most"),
+    [
+        ("argmax", 24, 1.0, 0.0, 0.05),
+        ("argmax", 101, 0.5, 1.0, 0.05),
+        ("argmax", 1000, 0.1, 3.0, 0.05),
+        ("argmax", 1000, 0.01, 1.0, 0.05),
+        ("argmax", 4096, 1.0, 0.0, 0.5),
+        ("top_k_3", 101, 0.5, 1.0, 0.1),
+        ("top_k_3", 1000, 0.1, 3.0, 0.1),
+        ("top_k_indices_8", 300, 1.0, 0.5, 0.3),
+    ],
+)
+def test_proved_winners_are_exact(op, d, sigma, spread, most, rng, undecided):
+    x = spread * jax.random.normal(jax.random.key(1), (2, d))
+    x = x.at[:, 1::7].set(-np.inf).at[:, 2::7].set(-1e9)  # as masks are made
+    raced, exact = (np.asarray(race(x, sigma)) for race in _races(d, 4000, rng, op))
+    open_ = undecided(raced)
+    np.testing.assert_array_equal(raced[~open_], exact[~open_])
+    assert open_.mean() < most
+
+
+def test_a_race_without_bounds_is_caught(undecided, monkeypatch):
+    """Numbers that are not above u, and no lead over them, prove what is false."""
+    gumbel = dataclasses.replace(noise.NOISES["gumbel"], above=noise._unit)
+    monkeypatch.setitem(noise.NOISES, "gumbel", gumbel)
+    monkeypatch.setattr(pallas_race, "_ROUNDING", np.float32(0))
+    raced, exact = (np.asarray(race(jnp.zeros((1, 4096)), 1)) for race in _races(4096, 30_000))
+    decided = ~undecided(raced)
+    assert np.any(raced[decided] != exact[decided])
+
+
+def test_what_cannot_be_raced_is_compared(undecided):
+    race, _ = _races(64, 128)
+    x = jnp.zeros((5, 64)).at[0, 5].set(np.nan).at[1, 5].set(np.inf).at[2, 5].set(1e30)
+    x = x.at[3].set(-np.inf)
+    compared = np.all(undecided(race(x, 1e-30)), -1)
+    np.testing.assert_array_equal(compared, [True, True, True, True, False])
+    for sigma in (0, -1, np.nan, np.inf):
+        assert np.all(undecided(race(x, sigma))), sigma
+
+
+def test_in_doubt_all_are_compared():
+    """The same, with the comparison in place, at a sigma so small that nothing is proved."""
+    x = jax.random.normal(jax.random.key(0), (3, 100))
+    x = x.at[1, 7].set(np.nan)
+    raced, exact = (race(x, 1e-9) for race in _races(100, 300))
+    np.testing.assert_array_equal(raced, exact)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_short_rows_and_scales_of_their_own_are_not_raced(k):
+    def raced(d, scales=1, noise_="gumbel"):
+        rows = jnp.zeros((1, 1, 1, d)), jnp.ones((1, 1, 1, scales))
+        return pallas_race.aid(noise.NOISES[noise_], *rows, k) is not None
+
+    least = max(TUNING.race_least, TUNING.race_least_for_each * k)
+    assert raced(least)
+    assert not raced(least - 1)
+    assert not raced(64, scales=64)
+    assert not raced(64, noise_="normal")
+
+
+@pytest.mark.parametrize("rng", ["jax", "philox"])
+def test_bounds(rng):
+    """For every one of the 2^23 uniforms: above u, and so is the worst of quick logarithms."""
+    mantissa = np.arange(1 << 23, dtype=np.uint32)
+    if rng == "jax":
+        bits = mantissa << 9
+        u = mantissa / 2.0**23
+        above = noise.NOISES["gumbel"].above(jnp.asarray(bits))
+    else:
+        bits = mantissa << 9 | 511 * (mantissa & 1)  # either end of what is rounded down
+        u = 1 - (bits + 0.5) / 2.0**32
+        above = philox.NOISES["gumbel"].math().above(jnp.asarray(bits))
+    above = np.asarray(above, np.float64)
+    assert np.all((u + 2.0**-22 <= above) & (above <= u + 2.0**-21))
+    log = np.log2(above)
+    log -= 2.0**-22 * np.maximum(1, np.abs(log))
+    assert np.all(log >= np.log2(u, where=u > 0, out=np.full(u.shape, -np.inf)))
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("rng", ["jax", "philox"])
+def test_quick_moments(rng, order):
+    """Of the same bits, within 2^-21 of those of the noise, or relatively where they are large."""
+    bits = np.random.default_rng(0).integers(0, 2**32, 1 << 18, dtype=np.uint32)
+    bits = jnp.asarray(np.concatenate([bits, [0, 1, 511, 512, 2**32 - 512, 2**32 - 1]]), jnp.uint32)
+    math = STREAMS[rng](1).math("gumbel")
+    drawn = bits if rng == "jax" else philox.exponential(bits)
+    moment, quick = math.moment(drawn, order, 0), math.quick_moment(bits, order, CROOKED)
+    np.testing.assert_allclose(quick, moment, rtol=2.0**-21, atol=2.0**-21)
