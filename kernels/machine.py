@@ -19,6 +19,10 @@ def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return tuple(lax.sort(jnp.stack(values), dimension=0))
 
 
+def _ascending_rows(tiles: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    return jnp.split(lax.sort(jnp.concatenate(tiles), dimension=0), len(tiles))
+
+
 def rotate(a: jax.Array, places: int) -> jax.Array:
     """uint32 words with their bits rotated to the left."""
     return (a << np.uint32(places)) | (a >> np.uint32(32 - places))
@@ -37,6 +41,8 @@ class Machine:
         log2: the binary one, likewise.
         fma: (a, b, c) -> a b + c, in one instruction where there is one.
         ascending: integer arrays of one shape -> the same values, elementwise in order.
+        ascending_rows: tiles as in `bitonic.py` -> the same values, in order along (tile, row).
+        barrier: what a program's threads stored before it, all of them may load behind it.
     """
 
     opaque: Callable[[jax.Array], jax.Array] = lambda a: a
@@ -46,6 +52,8 @@ class Machine:
     log2: Callable[[jax.Array], jax.Array] = jnp.log2
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
+    ascending_rows: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending_rows
+    barrier: Callable[[], None] = lambda: None
 
 
 PLAIN = Machine()

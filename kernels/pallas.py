@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from perturbk.kernels import network
+from perturbk.kernels import bitonic, network
 from perturbk.kernels.machine import PLAIN, Machine, rotate
 
 
-def _compiler_params(platform: str, semantics: Sequence[str] | None, vmem_bytes: int | None):
+def _compiler_params(
+    platform: str, semantics: Sequence[str] | None, vmem_bytes: int | None, warps: int
+):
     if platform in ("cuda", "rocm"):
         from jax.experimental.pallas import triton as plgpu
 
-        # One stage: there are no loads to overlap. Four warps: one per scheduler of an SM.
-        return plgpu.CompilerParams(num_warps=4, num_stages=1)
+        # One stage: there are no loads to overlap.
+        return plgpu.CompilerParams(num_warps=warps, num_stages=1)
     if platform == "tpu":
         from jax.experimental.pallas import tpu as pltpu
 
@@ -41,11 +43,14 @@ def launch(
     grid: tuple[int, ...],
     name: str,
     platform: str,
+    warps: int = 4,
     scratch: Sequence[object] = (),
     semantics: Sequence[str] | None = None,
     vmem_bytes: int | None = None,
 ):
     """Runs one kernel on `platform`; on a CPU in interpret mode, for tests.
+
+    warps: of a program on a GPU; four are one for each scheduler of a multiprocessor.
 
     Only for a TPU's kernels:
         scratch: memory that outlives a program, see `vmem`.
@@ -62,7 +67,7 @@ def launch(
             out_specs=out_spec,
             out_shape=out_shape,
             scratch_shapes=list(scratch),
-            compiler_params=_compiler_params(platform, semantics, vmem_bytes),
+            compiler_params=_compiler_params(platform, semantics, vmem_bytes, warps),
             interpret=platform == "cpu",
             name=f"perturbk_{name}",
         )(*operands)
@@ -86,10 +91,20 @@ def machine(platform: str) -> Machine:
     """What a platform's kernels do in their own way; only a GPU's do."""
     if platform == "cuda":
         rotates = rotate, _rotate_by_product
-        return Machine(_opaque, _product, rotates, _log, _log2, _fma, network.ascending)
+        return Machine(_opaque, _product, rotates, _log, _log2, _fma, **_sorting())
     if platform == "rocm":
-        return Machine(product=_product_of_halves, ascending=network.ascending)
+        return Machine(product=_product_of_halves, **_sorting())
     return PLAIN
+
+
+def _sorting() -> dict[str, Callable]:
+    from jax.experimental.pallas import triton as plgpu
+
+    return dict(
+        ascending=network.ascending,
+        ascending_rows=bitonic.ascending,
+        barrier=plgpu.debug_barrier,
+    )
 
 
 def _ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:

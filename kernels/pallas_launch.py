@@ -6,7 +6,7 @@ Operands are those of `xla.py`. A *plane* is one (group, shared vector, row).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from perturbk.kernels.blocks import split
 from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two
 from perturbk.kernels.pallas_op_kernels import op_kernel
-from perturbk.kernels.pallas_rows import Row, fill_to, in_fours
+from perturbk.kernels.pallas_rows import Row, column_at, fill_to, in_fours
 from perturbk.kernels.streams import THREEFRY, Draws, Stream
 from perturbk.kernels.tuning import TUNING
 
@@ -38,9 +38,10 @@ class Launch:
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
-        self.lanes = TUNING.kernel_lanes
+        self.lanes = self.kernel.lanes
         tiles = -(-self.num_samples // self.lanes)
-        self.lane_tiles = -(-tiles // TUNING.kernel_runs)  # per program
+        least = min(tiles, TUNING.kernel_run_least // self.lanes)
+        self.lane_tiles = max(-(-tiles // TUNING.kernel_runs), least)  # per program
         self.runs = -(-tiles // self.lane_tiles)
         self.padded = self.runs * self.lane_tiles * self.lanes
         columns = [
@@ -82,7 +83,9 @@ class Launch:
         """Zero-pads the samples."""
         return jnp.pad(a, ((0, 0), (0, 0), (0, self.padded - self.num_samples)))
 
-    def rows_of(self, keys_ref, x_ref, sigma_ref, *aid_refs) -> Callable[[object], Row]:
+    def rows_of(
+        self, scratch_ref, keys_ref, x_ref, sigma_ref, *aid_refs
+    ) -> Callable[[object], Row]:
         """This program's row, as a function of the slice of samples."""
         r = lax.rem(pl.program_id(0), np.int32(self.rows))
 
@@ -91,13 +94,35 @@ class Launch:
             draws = Draws(
                 self.stream, self.noise, words, r, self.d, self.inner, machine(self.platform)
             )
-            aid = self.aid and self.aid.of_refs(*aid_refs)
-            return Row(x_ref, sigma_ref, draws, self.d, self.tile, self.out_tile, self.fours, aid)
+            return Row(
+                x_ref,
+                sigma_ref,
+                draws,
+                self.d,
+                self.tile,
+                self.out_tile,
+                self.fours,
+                self.aid and self.aid.of_refs(*aid_refs),
+                scratch_ref,
+            )
 
         return row
 
     def summary(self, row: Row) -> tuple[jax.Array, ...]:
         return self.kernel.summary(row)[0] if self.kernel.summary else ()
+
+    @property
+    def summary_shape(self) -> tuple[int, int]:
+        """(pieces, height of each)."""
+        if not self.kernel.whole:
+            return self.out, 1
+        pieces = 4 if self.fours else 1
+        return pieces, self.tile // pieces
+
+    def places(self, i: int, pieces: Sequence[jax.Array]) -> tuple[object, object]:
+        """Where the numbers of piece i of a summary lie among all, to index a column."""
+        height = pieces[i].shape[0]
+        return column_at(i, height, len(pieces))
 
     def out_at(self, t) -> object:
         """The slice of tile t of the outputs."""
@@ -131,7 +156,8 @@ class Launch:
     @property
     def codes(self) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
         """Where codes are stored."""
-        height = math.prod(self.numbers) if self.kernel.summary else self.out_width
+        by_number = self.kernel.summary and not self.kernel.whole
+        height = math.prod(self.numbers) if by_number else self.out_width
         shape = (self.planes, height, self.padded)
         return (
             pl.BlockSpec((None, height, self.run_lanes), lambda p, b: (p, 0, b)),
@@ -140,6 +166,11 @@ class Launch:
 
     def store(self, numbers: tuple[jax.Array, ...], out_ref, lane) -> None:
         """Stores the code of a tile of samples."""
+        if self.kernel.whole:
+            for i, piece in enumerate(numbers):
+                at, _ = self.places(i, numbers)
+                out_ref[at, lane] = piece.astype(out_ref.dtype)
+            return
         turns, count = self.numbers
         rest = (jnp.zeros((1, self.lanes), jnp.int32),) * (turns * count - len(numbers))
 
@@ -156,14 +187,22 @@ class Launch:
         codes = codes[:, : math.prod(shape), : self.num_samples]
         return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)
 
-    def run(self, body, name: str, extra, extra_spec, out_spec, out_shape):
-        return launch(
-            body,
+    def run(self, body, name: str, extra, extra_spec, out_specs, out_shapes) -> list[jax.Array]:
+        """The outputs of body(ref to scratch or None, refs to operands and outputs)."""
+        if self.kernel.whole:
+            tile = self.tile, self.lanes
+            spec = pl.BlockSpec((None, None, *tile), lambda p, b: (p, b, 0, 0))
+            shape = jax.ShapeDtypeStruct((self.planes, self.runs, *tile), jnp.int32)
+            out_specs, out_shapes = [*out_specs, spec], [*out_shapes, shape]
+        found = launch(
+            lambda *refs: body(refs[-1], *refs[:-1]) if self.kernel.whole else body(None, *refs),
             [*self.operands, *extra],
             [*self.in_specs, *extra_spec],
-            out_spec,
-            out_shape,
+            out_specs,
+            out_shapes,
             grid=(self.planes, self.runs),
             name=name,
             platform=self.platform,
+            warps=self.kernel.warps,
         )
+        return found[:-1] if self.kernel.whole else found

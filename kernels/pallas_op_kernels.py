@@ -8,9 +8,16 @@ from collections.abc import Callable
 
 import jax
 
-from perturbk.kernels import pallas_argmax, pallas_network, pallas_race, pallas_topk
+from perturbk.kernels import (
+    pallas_argmax,
+    pallas_network,
+    pallas_race,
+    pallas_sorted,
+    pallas_topk,
+)
 from perturbk.kernels.noise import NoiseMath
 from perturbk.kernels.ops import entry
+from perturbk.kernels.pallas import power_of_two
 from perturbk.kernels.pallas_ranking import tile_ranks
 from perturbk.kernels.pallas_rows import Aid, Row
 from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
@@ -24,15 +31,19 @@ class OpKernel:
 
     Attributes:
         summary: (row, ref to a tangent or None) -> what all of its outputs need, which is the code
-            of a sample, number by number, each int32; and <h_1(z), t>, float32, from the same pass
-            over the noise; all [1, lanes]. None if each tile of outputs is made by itself, and is
-            the code.
+            of a sample, int32 [height, lanes] of every piece of the row, most often number by
+            number; and <h_1(z), t>, float32 [1, lanes], from the same pass over the noise. None if
+            each tile of outputs is made by itself, and is the code.
         outputs: (row, summary, t) -> outputs of tile t, int32 [out_tile, lanes]. None if the
-            outputs are the numbers of the summary.
+            outputs are the numbers of the summary: row r of piece i is number r * pieces + i.
         tile: most coordinates of a tile.
         out_tile: most outputs of a tile.
         pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
         aid: (math of the noise, x, sigma) of all rows -> their `Aid`, or None if they need none.
+        lanes: samples of a tile.
+        warps: of a program.
+        whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
+            were drawn, and it needs memory of its size.
     """
 
     summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
@@ -41,6 +52,9 @@ class OpKernel:
     out_tile: int = TUNING.kernel_tile
     pieces: bool = False
     aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
+    lanes: int = TUNING.kernel_lanes
+    warps: int = 4
+    whole: bool = False
 
 
 def _raced(exactly: Callable, k: int, **which) -> OpKernel:
@@ -60,14 +74,35 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
     count = tile_ranks(sort_key)
     tile = TUNING.kernel_ranking_tile
     by_counting = OpKernel(None, lambda row, _, t: count(row, t), tile, tile)
-    by_sorting = OpKernel(
+    by_network = OpKernel(
         pallas_network.ranks(sort_key, descending=descending),
         None,
         tile=1,
         pieces=True,
         aid=pallas_network.aid,
     )
-    return lambda d: by_sorting if d <= TUNING.kernel_network_most else by_counting
+
+    def of_size(d: int) -> OpKernel:
+        if d <= TUNING.kernel_network_most:
+            return by_network
+        return by_counting if d > TUNING.kernel_sorted_most else _sorted(sort_key, d)
+
+    return of_size
+
+
+def _sorted(sort_key: Callable[[jax.Array], jax.Array], d: int) -> OpKernel:
+    width = power_of_two(d)
+    lanes = max(1, TUNING.kernel_sorted_tile // width)
+    return OpKernel(
+        pallas_sorted.ranks(sort_key),
+        None,
+        tile=width,
+        out_tile=width,
+        pieces=True,
+        lanes=lanes,
+        warps=max(1, width * lanes // TUNING.kernel_sorted_warp),
+        whole=True,
+    )
 
 
 def _top_k(outputs: Callable[..., jax.Array] | None) -> Callable[[int], Callable[[int], OpKernel]]:

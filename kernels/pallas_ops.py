@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from perturbk.kernels.ops import of_rows
 from perturbk.kernels.pallas_launch import Launch
-from perturbk.kernels.pallas_rows import fill_to
+from perturbk.kernels.pallas_rows import fill_to, summed
 from perturbk.kernels.streams import THREEFRY
 
 
@@ -25,9 +25,9 @@ def samples(keys, x, sigma, *, op, noise, inner, platform, stream=THREEFRY) -> j
     """Codes of every sample: [groups, shared, rows, *code, N]."""
     plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
 
-    def body(*refs):
+    def body(scratch_ref, *refs):
         *row_refs, out_ref = refs
-        row_at = plan.rows_of(*row_refs)
+        row_at = plan.rows_of(scratch_ref, *row_refs)
 
         def tile(lane, carry):
             row = row_at(lane)
@@ -45,7 +45,8 @@ def samples(keys, x, sigma, *, op, noise, inner, platform, stream=THREEFRY) -> j
         plan.over_lanes(tile)
 
     spec, shape = plan.codes
-    return plan.joined(plan.run(body, f"{op}_samples_{noise}", [], [], spec, shape))
+    (codes,) = plan.run(body, f"{op}_samples_{noise}", [], [], [spec], [shape])
+    return plan.joined(codes)
 
 
 def samples_and_dot(
@@ -61,9 +62,9 @@ def samples_and_dot(
     if summary is None:
         return None
 
-    def body(*refs):
+    def body(scratch_ref, *refs):
         *row_refs, t_ref, code_ref, dot_ref = refs
-        row_at = plan.rows_of(*row_refs)
+        row_at = plan.rows_of(scratch_ref, *row_refs)
 
         def tile(lane, carry):
             numbers, dot_ref[:, lane] = summary(row_at(lane), t_ref)
@@ -90,9 +91,9 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
     """sum_s W_s op(x + sigma z_s): [groups, shared, rows, out], one pass over the noise."""
     plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
 
-    def body(*refs):
+    def body(scratch_ref, *refs):
         *row_refs, weights_ref, out_ref = refs
-        row_at = plan.rows_of(*row_refs)
+        row_at = plan.rows_of(scratch_ref, *row_refs)
 
         def clear(t, carry):
             out_ref[plan.out_at(t), :] = jnp.zeros((plan.out_tile, 1), jnp.float32)
@@ -119,18 +120,21 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             plan.over_outputs(clear, 0)
             plan.over_lanes(tile)
             return
-        start = (jnp.zeros((1, plan.lanes), jnp.float32),) * plan.out
-        for i, total in enumerate(plan.over_lanes(tile_of_numbers, start)):
-            out_ref[i, 0] = jnp.sum(jnp.sum(total, 1), 0)
+        count, height = plan.summary_shape
+        start = (jnp.zeros((height, plan.lanes), jnp.float32),) * count
+        totals = plan.over_lanes(tile_of_numbers, start)
+        for i, total in enumerate(totals):
+            sums = jnp.sum(total, 1)
+            out_ref[plan.places(i, totals)] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
 
     weights = plan.per_sample(weights).reshape(plan.groups * plan.shared, 1, -1)
-    out = plan.run(
+    (out,) = plan.run(
         body,
         f"{op}_sum_{noise}",
         [weights],
         [pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p // plan.rows, 0, b))],
-        pl.BlockSpec((None, None, plan.out_width, 1), lambda p, b: (p, b, 0, 0)),
-        jax.ShapeDtypeStruct((plan.planes, plan.runs, plan.out_width, 1), jnp.float32),
+        [pl.BlockSpec((None, None, plan.out_width, 1), lambda p, b: (p, b, 0, 0))],
+        [jax.ShapeDtypeStruct((plan.planes, plan.runs, plan.out_width, 1), jnp.float32)],
     )
     return jnp.sum(out, (1, 3))[:, : plan.out].reshape(*x.shape[:3], plan.out)
 
@@ -139,23 +143,26 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
     """<op(x + sigma z_s), g> per sample: [groups, shared, N], one pass over the noise."""
     plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
 
-    def body(*refs):
+    def body(scratch_ref, *refs):
         *row_refs, g_ref, out_ref = refs
-        row_at = plan.rows_of(*row_refs)
+        row_at = plan.rows_of(scratch_ref, *row_refs)
 
         def product(lane) -> jax.Array:
             row = row_at(lane)
             summary = plan.summary(row)
             if not plan.kernel.outputs:
-                terms = (g_ref[i, 0] * a.astype(jnp.float32) for i, a in enumerate(summary))
-                return functools.reduce(jnp.add, terms)
+                terms = (
+                    g_ref[plan.places(i, summary)] * piece.astype(jnp.float32)
+                    for i, piece in enumerate(summary)
+                )
+                return summed(functools.reduce(jnp.add, terms))
 
             def add(t, total):
                 g = g_ref[plan.out_at(t), :]
                 return total + g * plan.kernel.outputs(row, summary, t).astype(jnp.float32)
 
             total = plan.over_outputs(add, jnp.zeros((plan.out_tile, plan.lanes), jnp.float32))
-            return jnp.sum(total, 0, keepdims=True)
+            return summed(total)
 
         def tile(lane, carry):
             out_ref[:, lane] = product(lane)
@@ -163,13 +170,13 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
 
         plan.over_lanes(tile)
 
-    out = plan.run(
+    (out,) = plan.run(
         body,
         f"{op}_dot_{noise}",
         [plan.column(fill_to(cotangent, plan.out_tile, 0))],
         [plan.column_spec(plan.out_width)],
-        pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p, 0, b)),
-        jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32),
+        [pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p, 0, b))],
+        [jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
     out = out[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
     return jnp.sum(out, 2)

@@ -43,13 +43,18 @@ def in_fours(a: jax.Array, tile: int) -> jax.Array:
     return fours.swapaxes(-1, -2).reshape(a.shape)
 
 
-def column_at(first, size: int) -> tuple[object, object]:
-    """Some neighbours of a column, to index a ref.
+def summed(a: jax.Array) -> jax.Array:
+    """The sum over the rows of a tile: [height, lanes] -> [1, lanes]."""
+    return a if a.shape[0] == 1 else jnp.sum(a, 0, keepdims=True)
+
+
+def column_at(first, size: int, stride: int = 1) -> tuple[object, object]:
+    """Some entries of a column, to index a ref: neighbours, or so far apart.
 
     A single value is loaded as such: every tensor in memory costs Triton a search through the whole
     kernel when it compiles.
     """
-    return (first, 0) if size == 1 else (pl.ds(first, size), slice(None))
+    return (first, 0) if size == 1 else (pl.ds(first, size, stride), slice(None))
 
 
 Pair = tuple[jax.Array, jax.Array]  # what decides, and an index
@@ -78,6 +83,7 @@ class Row:
     out_tile: int  # outputs that are made at a time
     fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
     aid: object = None  # what the kernel's `Aid` makes of its columns
+    scratch_ref: object = None  # [tile, lanes] int32, if the kernel asks for it
 
     @property
     def num_tiles(self) -> int:

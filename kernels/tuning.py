@@ -65,9 +65,20 @@ class Tuning:
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
-    # Coordinates of a row that are ranked in registers: a word for each, and in sums as many
-    # totals. Above it, ranks are counted tile by tile if the kernel is named; if not, XLA sorts.
+    # Coordinates of a row that are ranked in the registers of one thread: a word for each, and in
+    # sums as many totals.
     kernel_network_most: int = 64
+    # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
+    # counted tile by tile if the kernel is named; if not, XLA sorts.
+    kernel_sorted_most: int = 4096
+    # Words of a program, if rows are no longer: 16 for each thread of a warp, beside as many totals
+    # and the noise. Twice as many save 3% of the instructions and take all registers.
+    kernel_sorted_tile: int = 512
+    # Most words of a warp. More warps exchange words through shared memory.
+    kernel_sorted_warp: int = 1024
+    # Samples of a row that a program takes at least. Each program needs memory for a tile of words,
+    # 8 MB of them all for 256 rows and 1000 samples.
+    kernel_run_least: int = 128
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
     kernel_network_turn: int = 16
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes

@@ -1,0 +1,79 @@
+"""Ranks in a fused kernel, by sorting tiles: many threads hold a row, and memory its sorted words.
+
+The keys of a row are sorted without their places; then each looks up, by bisection, how many are
+smaller. Where no two are equal these are the ranks. Where some are, the keys of a second round are
+these numbers with the coordinates below them, of which no two are equal.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+
+from perturbk.kernels.pallas_rows import summed
+
+_LARGEST = np.int32(0x7FFFFFFF)
+
+
+def ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
+    """(row, ref to t) -> (its stable ranks, piece by piece, int32; <h_1(z), t> [1, lanes]).
+
+    sort_key: one of `ranking.SORT_KEYS`.
+    """
+
+    def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        pieces, product = row.pieces(0, tangent_ref)
+        product = jnp.broadcast_to(product, pieces[0][0].shape)
+        values, coordinates = zip(*pieces, strict=True)
+        real = [at < row.d for at in coordinates]
+        keys = [
+            jnp.where(r, sort_key(y), _LARGEST)  # behind the end of the row, and last of its equals
+            for y, r in zip(values, real, strict=True)
+        ]
+        bits = np.int32((row.tile - 1).bit_length())
+
+        def turn(carry):
+            words, _, _ = carry
+            places = _smaller(words, row)
+            words = [(p << bits) | at for p, at in zip(places, coordinates, strict=True)]
+            return words, places, _some_are_equal(places, real, row.d)
+
+        start = keys, [jnp.zeros_like(key) for key in keys], True
+        _, found, _ = lax.while_loop(lambda carry: carry[2], turn, start)
+        return tuple(found), summed(product)
+
+    return of_row
+
+
+def _some_are_equal(places, real, d: int) -> jax.Array:
+    """Whether in any lane places are shared, which makes their sum less than that of all."""
+    kept = (jnp.where(r, p, np.int32(0)) for r, p in zip(real, places, strict=True))
+    return jnp.min(jnp.sum(functools.reduce(jnp.add, kept), 0)) < np.int32(d * (d - 1) // 2)
+
+
+def _smaller(words: Sequence[jax.Array], row) -> list[jax.Array]:
+    """For each word, how many of its lane's are smaller."""
+    machine, memory = row.draws.machine, row.scratch_ref
+    height, lanes = words[0].shape
+    for i, tile in enumerate(machine.ascending_rows(words)):
+        memory[pl.ds(i * height, height), :] = tile
+    machine.barrier()
+    lane = lax.broadcasted_iota(jnp.int32, (height, lanes), 1)
+
+    def halve(i, places):
+        step = np.int32(row.tile // 2) >> i
+        return [
+            place + jnp.where(memory[place + (step - 1), lane] < word, step, np.int32(0))
+            for place, word in zip(places, words, strict=True)
+        ]
+
+    start = [jnp.zeros_like(word) for word in words]
+    places = lax.fori_loop(0, row.tile.bit_length() - 1, halve, start)
+    machine.barrier()
+    return places

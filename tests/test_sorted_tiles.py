@@ -1,0 +1,100 @@
+"""Rankings of long rows in tiles: the sort sorts, and its ranks are those of XLA, ties included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checks import assert_bit_equal, assert_relatively_close
+from perturbk.kernels import bitonic, pallas_ops, pallas_sorted, xla, xla_score
+from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.streams import STREAMS
+
+INF, NAN = np.inf, np.nan
+
+
+@pytest.mark.parametrize(
+    ("count", "height"), [(1, 1), (1, 2), (2, 1), (1, 64), (4, 1), (2, 8), (4, 16), (8, 4)]
+)
+def test_tiles_in_ascending_order(count, height):
+    values = np.random.default_rng(height).integers(-40, 40, (count, height, 3), np.int32)
+    found = jax.jit(bitonic.ascending)(list(values))
+    np.testing.assert_array_equal(np.concatenate(found), np.sort(values.reshape(-1, 3), 0))
+
+
+def _both(name, op, d, num_samples, rng="jax", noise="gumbel"):
+    """(kernel, XLA) of a primitive, each from x [rows, d], sigma [1 or d] and more."""
+    stream = STREAMS[rng](d)
+    words = stream.words(jax.random.key(5), num_samples, 0)[None]
+    params = dict(op=op, noise=noise, inner=1, stream=stream)
+
+    def of(kernel, **more):
+        def run(x, sigma, *operands):
+            sigma = jnp.reshape(sigma, (1, 1, 1, -1))
+            return kernel(words, x[None, None], sigma, *operands, **params, **more)
+
+        return jax.jit(run)
+
+    ours, reference = getattr(pallas_ops, name), getattr(xla, name, None)
+    return of(ours, platform="cpu"), reference and of(reference)
+
+
+@pytest.mark.parametrize(
+    ("op", "rng", "noise", "d", "num_samples", "sigma"),
+    [
+        ("ranking", "jax", "gumbel", 65, 5, 0.5),
+        ("ranking", "philox", "normal", 100, 140, 0.1),
+        ("ranking_descending", "philox", "gumbel", 129, 9, 0.5),
+        ("ranking_nan_first", "threefry_pair", "gumbel", 128, 9, 0.5),
+        ("ranking", "jax", "gumbel", 1030, 2, 3.0),
+    ],
+)
+def test_ranks_are_those_of_xla(op, rng, noise, d, num_samples, sigma):
+    x = jnp.round(2 * jax.random.normal(jax.random.key(1), (2, d))) / 2
+    ours, reference = _both("samples", op, d, num_samples, rng, noise)
+    assert_bit_equal(ours(x, sigma), reference(x, sigma))
+
+
+STRANGE = {
+    "masked": lambda x: x.at[3:60].set(-INF),
+    "masked by a number": lambda x: x.at[::2].set(-1e9),
+    "nothing": lambda x: jnp.full_like(x, -INF),
+    "nan": lambda x: x.at[7].set(NAN).at[30:33].set(NAN).at[-1].set(INF),
+    "zeros": lambda x: jnp.zeros_like(x).at[5].set(-0.0),
+}
+
+
+@pytest.mark.parametrize("op", SORT_KEYS)
+def test_equal_keys_go_by_their_coordinates(op):
+    x = jnp.stack([change(jnp.linspace(-1, 1, 70)) for change in STRANGE.values()])
+    ours, reference = _both("samples", op, 70, 6)
+    for sigma in (1e-30, 0.5, 1e30, INF, NAN, 0, -1):
+        assert_bit_equal(ours(x, np.float32(sigma)), reference(x, np.float32(sigma)))
+
+
+def test_one_round_alone_is_caught(monkeypatch):
+    """Of equal keys, all would have the rank of the first."""
+    ours, reference = _both("samples", "ranking", 70, 6)
+    monkeypatch.setattr(pallas_sorted, "_some_are_equal", lambda *_: False)
+    x = jnp.zeros((1, 70)).at[0, 10:40].set(-INF)
+    assert np.any(np.asarray(ours(x, 1.0)) != np.asarray(reference(x, 1.0)))
+
+
+@pytest.mark.parametrize("rng", ["jax", "philox"])
+def test_sums_and_products(rng):
+    rows, d, num_samples = 2, 90, 300
+    shapes = {"x": (rows, d), "w": (1, 1, num_samples), "g": (1, 1, rows, d), "t": (1, 1, rows * d)}
+    keys = jax.random.split(jax.random.key(2), len(shapes))
+    of = {k: jax.random.normal(key, s) for key, (k, s) in zip(keys, shapes.items(), strict=True)}
+    for name, operand in (("op_sum", of["w"]), ("op_dot", of["g"])):
+        ours, reference = _both(name, "ranking", d, num_samples, rng)
+        assert_relatively_close(ours(of["x"], 0.3, operand), reference(of["x"], 0.3, operand))
+    ours, _ = _both("samples_and_dot", "ranking", d, num_samples, rng)
+    codes, dot = ours(of["x"], 0.3, of["t"])
+    assert_bit_equal(codes, _both("samples", "ranking", d, num_samples, rng)[1](of["x"], 0.3))
+    stream = STREAMS[rng](d)
+    words = stream.words(jax.random.key(5), num_samples, 0)[None]
+    expected = xla_score.score_dot(
+        words, of["t"], noise="gumbel", order=1, power=0, stream=stream
+    )
+    assert_relatively_close(dot, expected)
