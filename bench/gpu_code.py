@@ -92,6 +92,23 @@ def hot_loops(sass: str, count: int, behind: int) -> list[str]:
     return [op for body in in_order[:count] for op in body]
 
 
+def _largest(branches: list[tuple[int, int]]) -> tuple[int, int]:
+    """(first, last) of the longest loop."""
+    return max(((to, at) for at, to in branches if to < at), key=lambda loop: loop[1] - loop[0])
+
+
+def sorted_rows(sass: str, halvings: int) -> list[str]:
+    """Opcodes that rows go through in the loop over samples, the largest.
+
+    Its only innermost loop takes a turn for each halving of a bisection. The loop between them, in
+    which ties are settled, takes one but for rows with ties.
+    """
+    code, branches = parsed(sass)
+    first, last = _largest(branches)
+    (inner,) = (loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last)
+    return _within(code, first, last) + (halvings - 1) * _within(code, *inner)
+
+
 def one_row(sass: str, turns: int) -> list[str]:
     """Opcodes that a sample's row goes through in the loop over samples, the largest.
 
@@ -99,9 +116,7 @@ def one_row(sass: str, turns: int) -> list[str]:
     with the loops that follow compares all pairs, where the order of the words is in doubt.
     """
     code, branches = parsed(sass)
-    first, last = max(
-        ((to, at) for at, to in branches if to < at), key=lambda loop: loop[1] - loop[0]
-    )
+    first, last = _largest(branches)
     inner = [loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last]
     drawing, rare = (inner[:1], inner[1:]) if turns > 1 else ([], inner)
     start, end = min(

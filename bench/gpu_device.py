@@ -40,7 +40,7 @@ RECORD = ROOT / "bench" / "results" / "gpu_device.json"
 # Rankings are checked and timed at lengths of their own.
 _CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 64, 100)
 _REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
-_TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64)  # as in gpu_instructions.py
+_TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64, 128, 1024)  # as in gpu_instructions.py
 _AGAINST_OPTAX = (Size(1, 5, 100), GOALS_AT, Size(16, 10_000, 1000))
 _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
 

@@ -40,10 +40,12 @@ class Launch:
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
         self.lanes = self.kernel.lanes
         tiles = -(-self.num_samples // self.lanes)
-        least = min(tiles, TUNING.kernel_run_least // self.lanes)
-        self.lane_tiles = max(-(-tiles // TUNING.kernel_runs), least)  # per program
-        self.runs = -(-tiles // self.lane_tiles)
-        self.padded = self.runs * self.lane_tiles * self.lanes
+        self.lane_tiles = -(-tiles // TUNING.kernel_runs)  # in a run, which has sums of its own
+        runs = -(-tiles // self.lane_tiles)
+        most = max(1, TUNING.kernel_whole_programs // self.planes)
+        self.program_runs = power_of_two(-(-runs // most)) if self.kernel.whole else 1
+        self.programs = -(-runs // self.program_runs)  # of a plane
+        self.padded = self.programs * self.program_lanes
         columns = [
             self.drawn(fill_to(x, self.tile, -np.inf)),
             jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3])),
@@ -56,7 +58,7 @@ class Launch:
         self.operands = [self.per_sample(keys), *map(self.column, columns)]
         words = stream.words_per_sample
         self.in_specs = [
-            pl.BlockSpec((None, words, self.run_lanes), lambda p, b: (p // self.of_group, 0, b)),
+            pl.BlockSpec((None, words, self.program_lanes), lambda p, b: (p // self.of_group, 0, b)),
             *(self.column_spec(a.shape[1]) for a in self.operands[1:]),
         ]
 
@@ -65,8 +67,8 @@ class Launch:
         return self.shared * self.rows
 
     @property
-    def run_lanes(self) -> int:
-        return self.lane_tiles * self.lanes
+    def program_lanes(self) -> int:
+        return self.program_runs * self.lane_tiles * self.lanes
 
     def column_spec(self, width: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, width, 1), lambda p, b: (p, 0, 0))
@@ -119,10 +121,9 @@ class Launch:
         pieces = 4 if self.fours else 1
         return pieces, self.tile // pieces
 
-    def places(self, i: int, pieces: Sequence[jax.Array]) -> tuple[object, object]:
-        """Where the numbers of piece i of a summary lie among all, to index a column."""
-        height = pieces[i].shape[0]
-        return column_at(i, height, len(pieces))
+    def places(self, i: int, pieces: Sequence[jax.Array], run=0) -> tuple[object, object]:
+        """Where the numbers of piece i of a summary lie among all of a run, to index a column."""
+        return column_at(run * self.out_width + i, pieces[i].shape[0], len(pieces))
 
     def out_at(self, t) -> object:
         """The slice of tile t of the outputs."""
@@ -132,14 +133,23 @@ class Launch:
         """step(t, carry) for each tile of outputs."""
         return lax.fori_loop(0, self.out_width // self.out_tile, step, start)
 
-    def over_lanes(self, body: Callable, start=0):
-        """body(lane slice, carry) for each tile of samples of this program."""
+    def over_lanes(self, body: Callable, start=0, run=None):
+        """body(lane slice, carry) for each tile of samples of this program, or of one of its runs."""
+        runs = self.program_runs if run is None else 1
+        first = 0 if run is None else run * self.lane_tiles
         return lax.fori_loop(
             0,
-            self.lane_tiles,
-            lambda i, carry: body(pl.ds(i * self.lanes, self.lanes), carry),
+            runs * self.lane_tiles,
+            lambda i, carry: body(pl.ds((first + i) * self.lanes, self.lanes), carry),
             start,
         )
+
+    def over_runs(self, body: Callable) -> None:
+        """body(run) for each run of this program."""
+        if self.program_runs == 1:
+            body(0)
+        else:
+            lax.fori_loop(0, self.program_runs, lambda run, _: body(run), None)
 
     def tangent(self, t: jax.Array) -> jax.Array:
         """[groups, shared, rows, d] as a column in the order in which the kernel draws."""
@@ -160,7 +170,7 @@ class Launch:
         height = math.prod(self.numbers) if by_number else self.out_width
         shape = (self.planes, height, self.padded)
         return (
-            pl.BlockSpec((None, height, self.run_lanes), lambda p, b: (p, 0, b)),
+            pl.BlockSpec((None, height, self.program_lanes), lambda p, b: (p, 0, b)),
             jax.ShapeDtypeStruct(shape, self.op.code_dtype(self.d)),
         )
 
@@ -192,7 +202,7 @@ class Launch:
         if self.kernel.whole:
             tile = self.tile, self.lanes
             spec = pl.BlockSpec((None, None, *tile), lambda p, b: (p, b, 0, 0))
-            shape = jax.ShapeDtypeStruct((self.planes, self.runs, *tile), jnp.int32)
+            shape = jax.ShapeDtypeStruct((self.planes, self.programs, *tile), jnp.int32)
             out_specs, out_shapes = [*out_specs, spec], [*out_shapes, shape]
         found = launch(
             lambda *refs: body(refs[-1], *refs[:-1]) if self.kernel.whole else body(None, *refs),
@@ -200,7 +210,7 @@ class Launch:
             [*self.in_specs, *extra_spec],
             out_specs,
             out_shapes,
-            grid=(self.planes, self.runs),
+            grid=(self.planes, self.programs),
             name=name,
             platform=self.platform,
             warps=self.kernel.warps,

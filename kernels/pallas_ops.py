@@ -54,8 +54,7 @@ def samples_and_dot(
 ) -> tuple[jax.Array, jax.Array] | None:
     """(codes of every sample, <h_1(z), t> [groups, shared, N]) in one pass over the noise.
 
-    t: the tangent of the leaf, [groups, shared, E]. None for rankings of more coordinates than are
-    ranked in registers.
+    t: the tangent of the leaf, [groups, shared, E]. None for rankings that are counted.
     """
     plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
     summary = plan.kernel.summary
@@ -80,7 +79,7 @@ def samples_and_dot(
         f"{op}_samples_and_dot_{noise}",
         [tangent],
         [plan.column_spec(tangent.shape[1])],
-        [spec, pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p, 0, b))],
+        [spec, pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p, 0, b))],
         [shape, jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
     dot = dot[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
@@ -122,21 +121,28 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             return
         count, height = plan.summary_shape
         start = (jnp.zeros((height, plan.lanes), jnp.float32),) * count
-        totals = plan.over_lanes(tile_of_numbers, start)
-        for i, total in enumerate(totals):
-            sums = jnp.sum(total, 1)
-            out_ref[plan.places(i, totals)] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
+
+        def run_of_numbers(run):
+            totals = plan.over_lanes(tile_of_numbers, start, run)
+            for i, total in enumerate(totals):
+                sums = jnp.sum(total, 1)
+                at = plan.places(i, totals, run)
+                out_ref[at] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
+
+        plan.over_runs(run_of_numbers)
 
     weights = plan.per_sample(weights).reshape(plan.groups * plan.shared, 1, -1)
+    rows = plan.program_runs * plan.out_width
     (out,) = plan.run(
         body,
         f"{op}_sum_{noise}",
         [weights],
-        [pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p // plan.rows, 0, b))],
-        [pl.BlockSpec((None, None, plan.out_width, 1), lambda p, b: (p, b, 0, 0))],
-        [jax.ShapeDtypeStruct((plan.planes, plan.runs, plan.out_width, 1), jnp.float32)],
+        [pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p // plan.rows, 0, b))],
+        [pl.BlockSpec((None, None, rows, 1), lambda p, b: (p, b, 0, 0))],
+        [jax.ShapeDtypeStruct((plan.planes, plan.programs, rows, 1), jnp.float32)],
     )
-    return jnp.sum(out, (1, 3))[:, : plan.out].reshape(*x.shape[:3], plan.out)
+    out = out.reshape(plan.planes, -1, plan.out_width)
+    return jnp.sum(out, 1)[:, : plan.out].reshape(*x.shape[:3], plan.out)
 
 
 def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THREEFRY) -> jax.Array:
@@ -175,7 +181,7 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
         f"{op}_dot_{noise}",
         [plan.column(fill_to(cotangent, plan.out_tile, 0))],
         [plan.column_spec(plan.out_width)],
-        [pl.BlockSpec((None, 1, plan.run_lanes), lambda p, b: (p, 0, b))],
+        [pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p, 0, b))],
         [jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
     out = out[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)

@@ -76,9 +76,10 @@ class Tuning:
     kernel_sorted_tile: int = 512
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
-    # Samples of a row that a program takes at least. Each program needs memory for a tile of words,
-    # 8 MB of them all for 256 rows and 1000 samples.
-    kernel_run_least: int = 128
+    # Programs, if they need no more than one for a row; more runs of samples take turns. Each of them
+    # is a warp and needs memory for a tile of words, 4 MB of them all if rows are short. A device
+    # holds about as many at a time.
+    kernel_whole_programs: int = 2048
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
     kernel_network_turn: int = 16
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes

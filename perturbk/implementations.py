@@ -107,10 +107,9 @@ def choose(
         return "xla", _ONLY_THREEFRY
     if on_tpu and shared > TUNING.tpu_shared_most:
         return "xla", f"{shared} vectors share their noise, which XLA draws once"
-    most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_network_most
+    most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_sorted_most
     if op in SORT_KEYS and d > most:
-        why = "XLA sorts: their keys would not fit" if on_tpu else "a sort beats counting"
-        return "xla", f"above {most} coordinates {why}"
+        return "xla", f"above {most} coordinates XLA sorts: their keys would not fit"
     if on_tpu:
         return "pallas", "fused: fewer cycles than XLA's program, in the compiler's schedule"
     return "pallas", "fused: the noise never leaves the registers"

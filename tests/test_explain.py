@@ -68,7 +68,7 @@ def test_mixed_trees():
 def test_accelerators_take_pallas(platform):
     explanation = explained(perturbk.argmax_one_hot, platform=platform)
     assert explanation.platform == platform and only(explanation).implementation == "pallas"
-    # A sort beats counting in long rows.
+    # XLA ranks longer rows than the kernels hold.
     long = np.zeros(100_000, np.float32)
     assert only(explained(perturbk.ranking, long, platform=platform)).implementation == "xla"
     assert (

@@ -55,7 +55,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 def _run(script: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", COMPILE, str(BENCH), script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -66,7 +66,7 @@ def test_kernels_compile_at_ragged_shapes():
 for op, batch, d, num_samples in (
     ("argmax", 1, 1, 1), ("argmax", 3, 63, 129), ("argmax", 1, 1000, 1000),
     ("ranking", 1, 1, 1), ("ranking", 3, 33, 129), ("ranking", 2, 64, 1000),
-    ("ranking", 2, 300, 100),
+    ("ranking", 2, 100, 129),
     ("top_k", 1, 1, 1), ("top_k", 3, 63, 129), ("top_32", 2, 40, 129),
 ):
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -123,6 +123,6 @@ def test_instructions_are_as_recorded():
     tool = BENCH / "gpu_instructions.py"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", tool, "--check"],
-        capture_output=True, text=True, timeout=500, check=False,
+        capture_output=True, text=True, timeout=850, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

@@ -73,6 +73,13 @@ def test_kernels_for_accelerators(platform, dtype, noise):
 
 
 @pytest.mark.parametrize("platform", DEVICES)
+def test_long_rankings(platform):
+    f, x = perturbk.make_perturbed_fun(perturbk.ranking, 300, 0.5), np.zeros((2, 100), np.float32)
+    value, calls = kernels(f, x, platform)
+    assert calls == {CALLS[platform]} and {name.split("_")[0] for name in value} == {"ranking"}
+
+
+@pytest.mark.parametrize("platform", DEVICES)
 def test_score_products_for_any_fun(platform):
     f = perturbk.make_perturbed_fun(jnp.sort, 20_000, 0.5)  # too many samples to keep
     x = np.zeros(100, np.float32)
