@@ -1,4 +1,4 @@
-"""Strict JAX settings, and the fixture that runs a test on every implementation."""
+"""Strict JAX settings, and fixtures: every implementation, and no programs left behind."""
 
 import jax
 import pytest
@@ -11,3 +11,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 @pytest.fixture(params=ON_A_CPU)
 def implementation(request) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of all files together would take gigabytes."""
+    yield
+    jax.clear_caches()
