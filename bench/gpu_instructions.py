@@ -186,7 +186,11 @@ KERNELS = [
     *(
         _IN_TILES(primitive, rng=rng, variates=variates, halvings=d.bit_length() - 1, d=d)
         for rng in ("jax", "philox")
-        for primitive, variates, d in (("op_sum", 16, 128), ("op_dot", 16, 128), ("op_sum", 32, 1024))
+        for primitive, variates, d in (
+            ("op_sum", 16, 128),
+            ("op_dot", 16, 128),
+            ("op_sum", 32, 1024),
+        )
     ),
     *(
         _TRITON(primitive, noise, op, 8 if op else variates, rng=rng)

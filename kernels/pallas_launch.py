@@ -38,7 +38,7 @@ class Launch:
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
-        self.lanes = self.kernel.lanes
+        self.lanes = self.kernel.lanes or TUNING.kernel_lanes
         tiles = -(-self.num_samples // self.lanes)
         self.lane_tiles = -(-tiles // TUNING.kernel_runs)  # in a run, which has sums of its own
         runs = -(-tiles // self.lane_tiles)
@@ -58,7 +58,7 @@ class Launch:
         self.operands = [self.per_sample(keys), *map(self.column, columns)]
         words = stream.words_per_sample
         self.in_specs = [
-            pl.BlockSpec((None, words, self.program_lanes), lambda p, b: (p // self.of_group, 0, b)),
+            self.sample_spec(words, self.of_group),
             *(self.column_spec(a.shape[1]) for a in self.operands[1:]),
         ]
 
@@ -69,6 +69,10 @@ class Launch:
     @property
     def program_lanes(self) -> int:
         return self.program_runs * self.lane_tiles * self.lanes
+
+    def sample_spec(self, height: int, planes: int = 1) -> pl.BlockSpec:
+        """What belongs to this program's samples, the same for so many planes."""
+        return pl.BlockSpec((None, height, self.program_lanes), lambda p, b: (p // planes, 0, b))
 
     def column_spec(self, width: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, width, 1), lambda p, b: (p, 0, 0))
@@ -134,7 +138,7 @@ class Launch:
         return lax.fori_loop(0, self.out_width // self.out_tile, step, start)
 
     def over_lanes(self, body: Callable, start=0, run=None):
-        """body(lane slice, carry) for each tile of samples of this program, or of one of its runs."""
+        """body(lane slice, carry) for each tile of samples of this program, or of one run."""
         runs = self.program_runs if run is None else 1
         first = 0 if run is None else run * self.lane_tiles
         return lax.fori_loop(
@@ -170,7 +174,7 @@ class Launch:
         height = math.prod(self.numbers) if by_number else self.out_width
         shape = (self.planes, height, self.padded)
         return (
-            pl.BlockSpec((None, height, self.program_lanes), lambda p, b: (p, 0, b)),
+            self.sample_spec(height),
             jax.ShapeDtypeStruct(shape, self.op.code_dtype(self.d)),
         )
 

@@ -40,7 +40,7 @@ class OpKernel:
         out_tile: most outputs of a tile.
         pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
         aid: (math of the noise, x, sigma) of all rows -> their `Aid`, or None if they need none.
-        lanes: samples of a tile.
+        lanes: samples of a tile; None for as many as most kernels take.
         warps: of a program.
         whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
             were drawn, and it needs memory of its size.
@@ -52,7 +52,7 @@ class OpKernel:
     out_tile: int = TUNING.kernel_tile
     pieces: bool = False
     aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
-    lanes: int = TUNING.kernel_lanes
+    lanes: int | None = None
     warps: int = 4
     whole: bool = False
 

@@ -79,7 +79,7 @@ def samples_and_dot(
         f"{op}_samples_and_dot_{noise}",
         [tangent],
         [plan.column_spec(tangent.shape[1])],
-        [spec, pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p, 0, b))],
+        [spec, plan.sample_spec(1)],
         [shape, jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
     dot = dot[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
@@ -137,7 +137,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         body,
         f"{op}_sum_{noise}",
         [weights],
-        [pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p // plan.rows, 0, b))],
+        [plan.sample_spec(1, plan.rows)],
         [pl.BlockSpec((None, None, rows, 1), lambda p, b: (p, b, 0, 0))],
         [jax.ShapeDtypeStruct((plan.planes, plan.programs, rows, 1), jnp.float32)],
     )
@@ -181,7 +181,7 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
         f"{op}_dot_{noise}",
         [plan.column(fill_to(cotangent, plan.out_tile, 0))],
         [plan.column_spec(plan.out_width)],
-        [pl.BlockSpec((None, 1, plan.program_lanes), lambda p, b: (p, 0, b))],
+        [plan.sample_spec(1)],
         [jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
     out = out[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)

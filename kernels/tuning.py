@@ -76,9 +76,9 @@ class Tuning:
     kernel_sorted_tile: int = 512
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
-    # Programs, if they need no more than one for a row; more runs of samples take turns. Each of them
-    # is a warp and needs memory for a tile of words, 4 MB of them all if rows are short. A device
-    # holds about as many at a time.
+    # Programs, if they need no more than one for a row; more runs of samples take turns. Each of
+    # them is a warp and needs memory for a tile of words, 4 MB of them all if rows are short. A
+    # device holds about as many at a time.
     kernel_whole_programs: int = 2048
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
     kernel_network_turn: int = 16

@@ -107,7 +107,7 @@ def drawn(
     Args:
         keys: typed keys [N], one per sample.
         in_blocks: False draws all samples at once, for generators whose numbers differ between
-            `vmap` and a loop.
+            `vmap` and a loop, and for sizes that are not known.
     """
 
     def one(key: jax.Array) -> tuple[list[jax.Array], jax.Array]:
@@ -119,9 +119,9 @@ def drawn(
         log_density = _log_density(ys, xs, sigmas, noise.log_prob)
         return ys, jnp.exp(log_density - lax.stop_gradient(log_density))
 
-    num_samples = keys.shape[0]
-    size = max(1, sum(x.size for x in xs))
-    most = TUNING.general_block // size if in_blocks else num_samples
+    most = num_samples = keys.shape[0]
+    if in_blocks:
+        most = TUNING.general_block // max(1, sum(x.size for x in xs))
     return _mean(fun, jax.vmap(one), (keys,), num_samples, most, baseline)
 
 

@@ -92,7 +92,7 @@ def make_plan(
         noise=noise,
         noise_object=noise_object,
         why_drawn=why,
-        in_blocks=generator == "threefry2x32",
+        in_blocks=generator == "threefry2x32" and all(map(_is_static, leaves)),
         num_samples=num_samples,
         use_baseline=use_baseline,
         implementation=implementation,
@@ -110,11 +110,18 @@ def _why_drawn(noise: str | None, noise_object, generator: str | None, leaves) -
     if generator is not None and (why := _why_other_bits(noise, generator)):
         return why
     for leaf in leaves:
+        if not _is_static(leaf):
+            return f"a leaf of x has the symbolic shape {leaf.shape}, and kernels have static ones"
         if leaf.dtype.itemsize > 4:
             return f"a leaf of x is {leaf.dtype}, and the kernels draw float32 noise"
         if leaf.size >= _LARGEST_LEAF:
             return f"a leaf of x has {leaf.size} elements, and 32-bit counters end at 2**32"
     return "" if leaves else "x has no leaves"
+
+
+def _is_static(leaf: jax.Array) -> bool:
+    """Whether the shape is known; `jax.export` may leave it open."""
+    return all(isinstance(n, int) for n in leaf.shape)
 
 
 def _why_other_bits(noise: str, generator: str) -> str:

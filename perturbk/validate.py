@@ -111,10 +111,6 @@ def check_leaves(x: Any, sigma) -> tuple[list[jax.Array], Any]:
                 f"{name} must have a floating dtype, got {leaf.dtype}{list(leaf.shape)}. Noise "
                 "cannot be added to other values; convert it, or close over it in fun."
             )
-        if not all(isinstance(n, int) for n in leaf.shape):
-            raise NotImplementedError(
-                f"{name} must have a static shape, got {leaf.shape}. Export once for each shape."
-            )
         if leaf.size == 0:
             raise ValueError(f"{name} has an empty axis: shape {leaf.shape}.")
         _check_broadcast(np.shape(sigma), leaf.shape, name)
@@ -134,7 +130,7 @@ def check_output(out: Any) -> None:
 
 def _check_broadcast(sigma_shape: tuple, shape: tuple, name: str) -> None:
     try:
-        fits = np.broadcast_shapes(sigma_shape, shape) == shape
+        fits = jnp.broadcast_shapes(sigma_shape, shape) == shape
     except ValueError:
         fits = False
     if not fits:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checks import assert_bit_equal, assert_relatively_close
+from checks import assert_bit_equal, assert_relatively_close, tuned
 from perturbk.kernels import bitonic, pallas_ops, pallas_sorted, xla, xla_score
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.streams import STREAMS
@@ -94,7 +94,19 @@ def test_sums_and_products(rng):
     assert_bit_equal(codes, _both("samples", "ranking", d, num_samples, rng)[1](of["x"], 0.3))
     stream = STREAMS[rng](d)
     words = stream.words(jax.random.key(5), num_samples, 0)[None]
-    expected = xla_score.score_dot(
-        words, of["t"], noise="gumbel", order=1, power=0, stream=stream
-    )
+    expected = xla_score.score_dot(words, of["t"], noise="gumbel", order=1, power=0, stream=stream)
     assert_relatively_close(dot, expected)
+
+
+def test_sums_do_not_depend_on_the_number_of_programs():
+    d, num_samples = 65, 120
+    x = jax.random.normal(jax.random.key(3), (2, d))
+    w = jax.random.normal(jax.random.key(4), (1, 1, num_samples))
+
+    def sums():
+        return _both("op_sum", "ranking", d, num_samples)[0](x, 0.3, w)
+
+    expected = sums()
+    for programs in (1, 8):
+        with tuned(kernel_whole_programs=programs):
+            assert_bit_equal(sums(), expected)

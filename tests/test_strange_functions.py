@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 
 from checks import assert_relatively_close, quick_jit
-from perturbk import perturbed
+from perturbk import perturbed, ranking
 from perturbk.jaxprs import trace
 from perturbk.perturbed import make_perturbed_fun
 
@@ -228,8 +228,18 @@ def test_outputs_must_be_numbers():
         make_perturbed_fun(lambda x: {"k": jax.random.key(jnp.argmax(x))})(KEY, X)
 
 
-def test_shapes_must_be_static():
-    f = make_perturbed_fun(winner)
-    (n,) = export.symbolic_shape("n")
-    with pytest.raises(NotImplementedError, match=r"x must have a static shape, got \(n,\)"):
-        export.export(jax.jit(f))(KEY, jax.ShapeDtypeStruct((n,), jnp.float32))
+def test_symbolic_shapes():
+    def exported(make):
+        f = make(ranking, 100, 0.5)
+        gradient = jax.grad(lambda key, x: jnp.sum(f(key, x) ** 2), 1)
+        (n,) = export.symbolic_shape("n")
+        x = jax.ShapeDtypeStruct((3, n), jnp.float32)
+        return [export.export(jax.jit(g))(KEY, x) for g in (f, gradient)]
+
+    theirs = exported(optax.perturbations.make_perturbed_fun)
+    for ours, reference in zip(exported(make_perturbed_fun), theirs, strict=True):
+        for n in (1, 6):
+            x = jnp.sin(jnp.arange(3.0 * n)).reshape(3, n)
+            assert_relatively_close(ours.call(KEY, x), reference.call(KEY, x))
+    with pytest.raises(NotImplementedError, match=r"symbolic shape \(3, n\)"):
+        exported(functools.partial(make_perturbed_fun, implementation="pallas"))
