@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.bitonic import places
+
 
 def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
     return lax.mulhi(a, jnp.full_like(a, b)), a * b
@@ -19,8 +21,9 @@ def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return tuple(lax.sort(jnp.stack(values), dimension=0))
 
 
-def _ascending_rows(tiles: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    return jnp.split(lax.sort(jnp.concatenate(tiles), dimension=0), len(tiles))
+def _ascending_rows(tiles: Sequence[jax.Array], across: int) -> Sequence[jax.Array]:
+    in_order = lax.sort(jnp.concatenate(tiles), dimension=0)
+    return [in_order[place[:, 0]] for place in places(len(tiles), tiles[0].shape[0], across)]
 
 
 def rotate(a: jax.Array, places: int) -> jax.Array:
@@ -41,7 +44,7 @@ class Machine:
         log2: the binary one, likewise.
         fma: (a, b, c) -> a b + c, in one instruction where there is one.
         ascending: integer arrays of one shape -> the same values, elementwise in order.
-        ascending_rows: tiles as in `bitonic.py` -> the same values, in order along (tile, row).
+        ascending_rows: (tiles, across) -> the same values, in order along `bitonic.places`.
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
 
@@ -52,7 +55,7 @@ class Machine:
     log2: Callable[[jax.Array], jax.Array] = jnp.log2
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
-    ascending_rows: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending_rows
+    ascending_rows: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _ascending_rows
     barrier: Callable[[], None] = lambda: None
 
 

@@ -110,6 +110,7 @@ class Launch:
                 self.fours,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
+                32 * self.kernel.warps,
             )
 
         return row
@@ -204,9 +205,9 @@ class Launch:
     def run(self, body, name: str, extra, extra_spec, out_specs, out_shapes) -> list[jax.Array]:
         """The outputs of body(ref to scratch or None, refs to operands and outputs)."""
         if self.kernel.whole:
-            tile = self.tile, self.lanes
-            spec = pl.BlockSpec((None, None, *tile), lambda p, b: (p, b, 0, 0))
-            shape = jax.ShapeDtypeStruct((self.planes, self.programs, *tile), jnp.int32)
+            size = self.tile * self.lanes
+            spec = pl.BlockSpec((None, None, size), lambda p, b: (p, b, 0))
+            shape = jax.ShapeDtypeStruct((self.planes, self.programs, size), jnp.int32)
             out_specs, out_shapes = [*out_specs, spec], [*out_shapes, shape]
         found = launch(
             lambda *refs: body(refs[-1], *refs[:-1]) if self.kernel.whole else body(None, *refs),

@@ -83,7 +83,8 @@ class Row:
     out_tile: int  # outputs that are made at a time
     fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
     aid: object = None  # what the kernel's `Aid` makes of its columns
-    scratch_ref: object = None  # [tile, lanes] int32, if the kernel asks for it
+    scratch_ref: object = None  # [tile * lanes] int32, if the kernel asks for it
+    threads: int = 1  # of a program
 
     @property
     def num_tiles(self) -> int:

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import pallas as pl
 
+from perturbk.kernels import bitonic
 from perturbk.kernels.pallas_rows import summed
 
 _LARGEST = np.int32(0x7FFFFFFF)
@@ -61,19 +61,21 @@ def _smaller(words: Sequence[jax.Array], row) -> list[jax.Array]:
     """For each word, how many of its lane's are smaller."""
     machine, memory = row.draws.machine, row.scratch_ref
     height, lanes = words[0].shape
-    for i, tile in enumerate(machine.ascending_rows(words)):
-        memory[pl.ds(i * height, height), :] = tile
-    machine.barrier()
     lane = lax.broadcasted_iota(jnp.int32, (height, lanes), 1)
+    across = min(height, row.threads // lanes)
+    tiles = machine.ascending_rows(words, across)
+    for place, tile in zip(bitonic.places(len(words), height, across), tiles, strict=True):
+        memory[place * np.int32(lanes) + lane] = tile
+    machine.barrier()
 
-    def halve(i, places):
-        step = np.int32(row.tile // 2) >> i
+    def halve(i, found):
+        step = np.int32(row.tile // 2 * lanes) >> i
         return [
-            place + jnp.where(memory[place + (step - 1), lane] < word, step, np.int32(0))
-            for place, word in zip(places, words, strict=True)
+            at + jnp.where(memory[at + (step - np.int32(lanes))] < word, step, np.int32(0))
+            for at, word in zip(found, words, strict=True)
         ]
 
-    start = [jnp.zeros_like(word) for word in words]
-    places = lax.fori_loop(0, row.tile.bit_length() - 1, halve, start)
+    # The places in memory, which are as many rows behind the first as words are smaller.
+    found = lax.fori_loop(0, row.tile.bit_length() - 1, halve, [lane] * len(words))
     machine.barrier()
-    return places
+    return [at >> np.int32(lanes.bit_length() - 1) for at in found]

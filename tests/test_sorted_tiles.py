@@ -7,6 +7,7 @@ import pytest
 
 from checks import assert_bit_equal, assert_relatively_close, tuned
 from perturbk.kernels import bitonic, pallas_ops, pallas_sorted, xla, xla_score
+from perturbk.kernels.machine import PLAIN
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.streams import STREAMS
 
@@ -14,12 +15,18 @@ INF, NAN = np.inf, np.nan
 
 
 @pytest.mark.parametrize(
-    ("count", "height"), [(1, 1), (1, 2), (2, 1), (1, 64), (4, 1), (2, 8), (4, 16), (8, 4)]
+    ("count", "height", "across"),
+    [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 64, 8), (4, 1, 1), (2, 8, 8), (4, 16, 2), (8, 4, 1)],
 )
-def test_tiles_in_ascending_order(count, height):
+def test_tiles_in_ascending_order(count, height, across):
     values = np.random.default_rng(height).integers(-40, 40, (count, height, 3), np.int32)
-    found = jax.jit(bitonic.ascending)(list(values))
-    np.testing.assert_array_equal(np.concatenate(found), np.sort(values.reshape(-1, 3), 0))
+    found = jax.jit(bitonic.ascending, static_argnums=1)(list(values), across)
+    places = np.concatenate(bitonic.places(count, height, across))[:, 0]
+    np.testing.assert_array_equal(np.sort(places), np.arange(count * height))
+    expected = np.sort(values.reshape(-1, 3), 0)
+    np.testing.assert_array_equal(np.concatenate(found), expected[places])
+    plain = PLAIN.ascending_rows(list(jnp.asarray(values)), across)
+    np.testing.assert_array_equal(np.concatenate(plain), expected[places])
 
 
 def _both(name, op, d, num_samples, rng="jax", noise="gumbel"):
