@@ -39,13 +39,14 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
         bits = np.int32((row.tile - 1).bit_length())
 
         def turn(carry):
-            words, _, _ = carry
+            words, _, number = carry
             places = _smaller(words, row)
             words = [(p << bits) | at for p, at in zip(places, coordinates, strict=True)]
-            return words, places, _some_are_equal(places, real, row.d)
+            again = _some_are_equal(places, real, row.d) & (number == 1)
+            return words, places, jnp.where(again, np.int32(2), np.int32(0))
 
-        start = keys, [jnp.zeros_like(key) for key in keys], True
-        _, found, _ = lax.while_loop(lambda carry: carry[2], turn, start)
+        start = keys, [jnp.zeros_like(key) for key in keys], np.int32(1)
+        _, found, _ = lax.while_loop(lambda carry: carry[2] > 0, turn, start)
         return tuple(found), summed(product)
 
     return of_row
