@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.bitonic import places
+from perturbk.kernels import bitonic
 
 
 def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
@@ -23,7 +23,8 @@ def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
 
 def _ascending_rows(tiles: Sequence[jax.Array], across: int) -> Sequence[jax.Array]:
     in_order = lax.sort(jnp.concatenate(tiles), dimension=0)
-    return [in_order[place[:, 0]] for place in places(len(tiles), tiles[0].shape[0], across)]
+    places = bitonic.places(len(tiles), tiles[0].shape[0], across)
+    return [in_order[place[:, 0]] for place in places]
 
 
 def rotate(a: jax.Array, places: int) -> jax.Array:

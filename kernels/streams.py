@@ -49,12 +49,14 @@ class Stream:
         raise NotImplementedError
 
     def math(self, noise: str, machine: Machine = PLAIN) -> NoiseMath:
-        """What to do with what is drawn."""
-        raise NotImplementedError
+        """What to do with what is drawn; by default, with bits."""
+        del machine
+        return NOISES[noise]
 
     def draw(self, noise: str, words: Counter, counter: Counter, machine: Machine) -> jax.Array:
         """What is drawn at a counter; words and counter broadcast against each other."""
-        raise NotImplementedError
+        del noise  # made of the same bits, whichever it is
+        return self.bits(words, counter, machine)
 
     def bits(self, words: Counter, counter: Counter, machine: Machine) -> jax.Array:
         """The 32 bits at a counter of which a Gumbel variate is made."""
@@ -67,7 +69,8 @@ class Stream:
 
     def draw_four(self, noise: str, words: Counter, counter: Counter, machine: Machine) -> Drawn:
         """What is drawn at four neighbours from a counter on; only if `in_fours`."""
-        raise NotImplementedError
+        del noise
+        return self.bits_four(words, counter, machine)
 
     def bits_four(self, words: Counter, counter: Counter, machine: Machine) -> Drawn:
         """The same of `bits`."""
@@ -95,13 +98,6 @@ class Threefry(Stream):
         n = _like(inner, row)
         base = lax.div(row, n) * _like(d * inner, row) + lax.rem(row, n)
         return lambda coordinate: ((base + coordinate * n).astype(jnp.uint32),)
-
-    def math(self, noise, machine=PLAIN):
-        return NOISES[noise]
-
-    def draw(self, noise, words, counter, machine):
-        del noise  # made of the same bits, whichever it is
-        return self.bits(words, counter, machine)
 
     def bits(self, words, counter, machine):
         (element,) = counter
@@ -154,21 +150,10 @@ class ThreefryPair(_ByRow):
     def words(self, key, num_samples, leaf):
         return leaf_keys(jax.random.bits(key, (2,), jnp.uint32), num_samples, leaf)
 
-    def math(self, noise, machine=PLAIN):
-        return NOISES[noise]
-
-    def draw(self, noise, words, counter, machine):
-        del noise  # made of the same bits, whichever it is
-        return self.bits(words, counter, machine)
-
     def bits(self, words, counter, machine):
         row, column = counter
         a, b = self._encrypted(words, self._cell(row, column), machine)
         return jnp.where(column & np.uint32(1) == 0, a, b)
-
-    def draw_four(self, noise, words, counter, machine):
-        del noise
-        return self.bits_four(words, counter, machine)
 
     def bits_four(self, words, counter, machine):
         cell = self._cell(*counter)
