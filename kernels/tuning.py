@@ -72,7 +72,7 @@ class Tuning:
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
     # Words of a program, if rows are no longer: 16 for each thread of a warp, beside as many totals
-    # and the noise. With twice as many a thread takes all its registers, to save a thirtieth.
+    # and the noise. Twice as many take twice the registers (sm_90), to save a fortieth.
     kernel_sorted_tile: int = 512
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
