@@ -110,16 +110,22 @@ def kernels() -> Iterator[Case]:
         yield kernel("score_sum", noise, *_WORKLOAD, order=1, power=0)
         yield kernel("score_sum", noise, *_WORKLOAD, order=2, power=1)
         yield kernel("op_sum", noise, 128, 100, 1000, op="ranking")
-        for primitive in ("samples", "op_sum", "op_dot"):
-            yield kernel(primitive, noise, *_WORKLOAD, op="argmax", rng="threefry_pair")
-        yield kernel("samples", noise, 128, 100, 1000, op="argmax", rng="threefry_pair")
-        for primitive in ("score_dot", "score_sum"):
-            yield kernel(primitive, noise, *_WORKLOAD, order=1, power=0, rng="threefry_pair")
+        for rng in ("threefry_pair", "hardware"):
+            for primitive in ("samples", "op_sum", "op_dot"):
+                yield kernel(primitive, noise, *_WORKLOAD, op="argmax", rng=rng)
+            yield kernel("samples", noise, 128, 100, 1000, op="argmax", rng=rng)
+            for primitive in ("score_dot", "score_sum"):
+                yield kernel(primitive, noise, *_WORKLOAD, order=1, power=0, rng=rng)
     yield kernel("samples", "gumbel", 1, 100000, 200, op="argmax", rng="threefry_pair")
     yield kernel("samples", "gumbel", *_WORKLOAD, op="top_k_5", rng="threefry_pair")
     yield kernel("samples", "gumbel", 128, 99, 1000, op="argmax", rng="threefry_pair")
-    for d in (64, 100):
-        yield kernel("op_sum", "gumbel", 128, d, 1000, op="ranking", rng="threefry_pair")
+    for rng in ("threefry_pair", "hardware"):
+        for d in (64, 100):
+            yield kernel("op_sum", "gumbel", 128, d, 1000, op="ranking", rng=rng)
+    for shape in ((1, 100000, 200), (128, 6, 1000)):
+        yield kernel("samples", "gumbel", *shape, op="argmax", rng="hardware")
+    yield kernel("samples_and_dot", "gumbel", *_WORKLOAD, op="argmax", rng="hardware")
+    yield kernel("samples", "gumbel", *_WORKLOAD, op="top_k_5", rng="hardware")
     for d in _RANKED:
         if d != 100:
             yield kernel("op_sum", "gumbel", 128, d, 1000, op="ranking")

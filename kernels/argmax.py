@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.draws import Draws
 from perturbk.kernels.ranking import code_dtype
-from perturbk.kernels.streams import Draws
 from perturbk.kernels.tuning import TUNING
 
 

@@ -80,6 +80,13 @@ def vmem(shape: tuple[int, ...], dtype) -> object:
     return pltpu.VMEM(shape, dtype)
 
 
+def smem_spec(block: tuple[int | None, ...], index_map: Callable) -> pl.BlockSpec:
+    """A block of an operand in a TPU's scalar memory."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pl.BlockSpec(block, index_map, memory_space=pltpu.SMEM)
+
+
 def roll(a: jax.Array, shift: jax.Array, axis: int) -> jax.Array:
     """`jnp.roll` by a traced, non-negative shift, in a TPU's kernel."""
     from jax.experimental.pallas import tpu as pltpu

@@ -15,11 +15,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.blocks import split
+from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two
 from perturbk.kernels.pallas_op_kernels import op_kernel
 from perturbk.kernels.pallas_rows import Row, column_at, fill_to, in_fours
-from perturbk.kernels.streams import THREEFRY, Draws, Stream
+from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.streams import Draws
+from perturbk.kernels.draws import Draws
 
 
 @dataclasses.dataclass(frozen=True)

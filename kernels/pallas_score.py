@@ -13,8 +13,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.blocks import pad_to, split
+from perturbk.kernels.draws import Draws
 from perturbk.kernels.pallas import launch, machine, power_of_two
-from perturbk.kernels.streams import THREEFRY, Draws, Stream
+from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
 

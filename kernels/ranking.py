@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.streams import Draws
+from perturbk.kernels.draws import Draws
 from perturbk.kernels.tuning import TUNING
 
 

@@ -9,7 +9,6 @@ its score moments by the stream's `NoiseMath`.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels import philox
+from perturbk.kernels.hardware import Seeded, cells_of
 from perturbk.kernels.machine import PLAIN, Machine
 from perturbk.kernels.noise import NOISES, NoiseMath
 from perturbk.kernels.threefry import Cells, element_bits, leaf_keys, threefry2x32
@@ -26,15 +26,21 @@ Counter = tuple[jax.Array, ...]
 Drawn = tuple[jax.Array, ...]
 
 
-def _like(n: int, a: jax.Array) -> np.integer:
-    """n modulo 2^32, in an integer dtype of 32 bits."""
+def word_like(n: int, a: jax.Array) -> np.integer:
+    """n modulo 2^32, in a's dtype, an integer of 32 bits."""
     return np.uint32(n & 0xFFFFFFFF).astype(a.dtype)
 
 
 class Stream:
-    """A stream for one leaf; equal streams compile to one program."""
+    """A stream for one leaf; equal streams compile to one program.
+
+    Attributes:
+        words_per_sample: see the module.
+        anywhere: whether plain XLA can draw it, on every platform, for any `fun`.
+    """
 
     words_per_sample: int
+    anywhere = True
 
     def words(self, key: jax.Array, num_samples: int, leaf: int) -> jax.Array:
         """Words of every sample of leaf number `leaf`: uint32 [words_per_sample, N]."""
@@ -76,8 +82,8 @@ class Stream:
         """The same of `bits`."""
         raise NotImplementedError
 
-    def cells(self, inner: int) -> Cells | None:
-        """How it counts encryptions by Threefry, if these are all that it draws from."""
+    def cells(self, inner: int) -> Cells | Seeded | None:
+        """How the kernels of a TPU draw it, if they can."""
         del inner
         return None
 
@@ -95,8 +101,8 @@ class Threefry(Stream):
         return 1, size
 
     def counters(self, row, d, inner):
-        n = _like(inner, row)
-        base = lax.div(row, n) * _like(d * inner, row) + lax.rem(row, n)
+        n = word_like(inner, row)
+        base = lax.div(row, n) * word_like(d * inner, row) + lax.rem(row, n)
         return lambda coordinate: ((base + coordinate * n).astype(jnp.uint32),)
 
     def bits(self, words, counter, machine):
@@ -126,11 +132,11 @@ class _ByRow(Stream):
     def counters(self, row, d, inner):
         if self.in_fours(inner):
             return lambda coordinate: (row.astype(jnp.uint32), coordinate.astype(jnp.uint32))
-        step = _like(inner // self.last, row)  # rows of the leaf between neighbours
-        rest = lax.rem(row, _like(inner, row))
-        first = lax.div(row, _like(inner, row)) * _like(d, row) * step
-        first = first + lax.div(rest, _like(self.last, row))
-        column = lax.rem(rest, _like(self.last, row)).astype(jnp.uint32)
+        step = word_like(inner // self.last, row)  # rows of the leaf between neighbours
+        rest = lax.rem(row, word_like(inner, row))
+        first = lax.div(row, word_like(inner, row)) * word_like(d, row) * step
+        first = first + lax.div(rest, word_like(self.last, row))
+        column = lax.rem(rest, word_like(self.last, row)).astype(jnp.uint32)
         return lambda coordinate: ((first + coordinate * step).astype(jnp.uint32), column)
 
     def in_fours(self, inner):
@@ -217,6 +223,26 @@ class Philox(_ByRow):
         return philox.philox4x32(k0, k1, tuple(counter), machine)
 
 
+@dataclasses.dataclass(frozen=True)
+class Hardware(_ByRow):
+    """The generator of a TPU, seeded for each cell; only the kernels of rows have it."""
+
+    words_per_sample = 2
+    anywhere = False
+
+    def words(self, key, num_samples, leaf):
+        k0, k1 = jax.random.bits(key, (2,), jnp.uint32)
+        words = threefry2x32(k0, k1, jnp.uint32(0), jnp.uint32(leaf))
+        return jnp.broadcast_to(jnp.stack(words)[:, None], (2, num_samples))
+
+    def in_fours(self, inner):
+        del inner
+        return False
+
+    def cells(self, inner):
+        return cells_of(self.last) if inner == 1 else None
+
+
 THREEFRY = Threefry()
 
 # A new stream is a class like these and a line here: last axis of a leaf -> its stream.
@@ -224,68 +250,5 @@ STREAMS: dict[str, Callable[[int], Stream]] = {
     "jax": lambda last: THREEFRY,
     "threefry_pair": ThreefryPair,
     "philox": Philox,
+    "hardware": Hardware,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Draws:
-    """The noise of one row, or of several side by side, for a run of samples."""
-
-    stream: Stream
-    noise: str
-    words: Counter  # each broadcasts against the coordinates
-    row: jax.Array  # 32-bit integers, likewise
-    d: int
-    inner: int
-    machine: Machine = PLAIN
-
-    @property
-    def math(self) -> NoiseMath:
-        return self.stream.math(self.noise, self.machine)
-
-    @property
-    def in_fours(self) -> bool:
-        return self.stream.in_fours(self.inner)
-
-    def drawn(self, coordinate: jax.Array) -> jax.Array:
-        """What the stream draws at integer coordinates of the row."""
-        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
-        return self.stream.draw(self.noise, self.words, counter, self.machine)
-
-    def drawn_four(self, four: jax.Array) -> Drawn:
-        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
-        return self._four(
-            four,
-            functools.partial(self.stream.draw, self.noise),
-            functools.partial(self.stream.draw_four, self.noise),
-        )
-
-    def _four(self, four: jax.Array, one: Callable, together: Callable) -> Drawn:
-        counter_at = self.stream.counters(self.row, self.d, self.inner)
-        first = four * _like(4, four)
-        if self.in_fours:
-            return together(self.words, counter_at(first), self.machine)
-        counters = (counter_at(first + _like(i, four)) for i in range(4))
-        return tuple(one(self.words, counter, self.machine) for counter in counters)
-
-    def __call__(self, coordinate: jax.Array) -> jax.Array:
-        """Standard noise z at these coordinates."""
-        return self.math.variate(self.drawn(coordinate))
-
-    def four(self, four: jax.Array) -> tuple[jax.Array, ...]:
-        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
-        return tuple(map(self.math.variate, self.drawn_four(four)))
-
-    def bits(self, coordinate: jax.Array) -> jax.Array:
-        """The bits there, of which a Gumbel variate is made."""
-        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
-        return self.stream.bits(self.words, counter, self.machine)
-
-    def bits_four(self, four: jax.Array) -> tuple[jax.Array, ...]:
-        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
-        return self._four(four, self.stream.bits, self.stream.bits_four)
-
-    def quick_moment(self, bits: jax.Array, order: int) -> jax.Array:
-        """`NoiseMath.quick_moment`, if the noise has it."""
-        assert self.math.quick_moment is not None
-        return self.math.quick_moment(bits, order, self.machine)

@@ -10,14 +10,31 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
+from perturbk.kernels.hardware import Seeded
 from perturbk.kernels.streams import Stream
-from perturbk.kernels.threefry import keyed_rounds
+from perturbk.kernels.threefry import Cells, keyed_rounds
 from perturbk.kernels.tpu_cut import LANES, VECTOR, wrapped
+from perturbk.kernels.tpu_generator import GeneratedBits
 from perturbk.kernels.tpu_units import Units
 
 
+def bits_of(
+    keys: jax.Array, shared: int, rows: int, d: int, *, stream: Stream, inner: int = 1, **cut
+) -> Bits | GeneratedBits:
+    """The bits that a stream gives `rows` rows of d coordinates, for each group and shared vector.
+
+    cut: platform, whole: as in `Cut`.
+    """
+    cells = stream.cells(inner)
+    if isinstance(cells, Seeded):
+        return GeneratedBits(keys, shared, rows, d, cells=cells, inner=inner, **cut)
+    if isinstance(cells, Cells):
+        return Bits(keys, shared, rows, d, stream=stream, cells=cells, inner=inner, **cut)
+    raise NotImplementedError(f"the TPU kernels cannot draw by {stream}.")
+
+
 class Bits:
-    """The bits of `rows` rows of d coordinates for each group and shared vector.
+    """By Threefry: the bits of `rows` rows of d coordinates for each group and shared vector.
 
     Attributes:
         units: the cut of the rows.
@@ -32,13 +49,11 @@ class Bits:
         d: int,
         *,
         stream: Stream,
+        cells: Cells,
         platform: str,
         inner: int = 1,
         whole: bool = False,
     ):
-        cells = stream.cells(inner)
-        if cells is None:
-            raise NotImplementedError(f"the TPU kernels draw by Threefry only, got {stream}.")
         groups, words, num_samples = keys.shape
         self.units = units = Units(
             groups * shared * rows, d, num_samples, inner, whole, cells.together, platform

@@ -40,8 +40,10 @@ class Cut:
     Attributes:
         inner: distance between neighbouring coordinates of a row in its leaf.
         whole: keep rows in one piece, for ops that need all of it at once.
-        together: coordinates that are drawn from one encryption; segments and steps begin with one.
+        together: coordinates that are drawn together, a cell; segments and steps begin with one.
         platform: "tpu", or "cpu" to interpret.
+        seeded: bits come by whole vectors, for one seed those of a cell: a vector's samples have
+            their row in common, and a step is a cell.
     """
 
     planes: int
@@ -51,6 +53,7 @@ class Cut:
     whole: bool = False
     together: int = 1
     platform: str = "tpu"
+    seeded: bool = False
 
     @property
     def blocks(self) -> int:
@@ -59,7 +62,7 @@ class Cut:
 
     @property
     def aligned(self) -> bool:
-        return self.blocks % SUBLANES == 0 or self.blocks >= TUNING.tpu_aligned_from
+        return self.seeded or self.blocks % SUBLANES == 0 or self.blocks >= TUNING.tpu_aligned_from
 
     @property
     def height(self) -> int:
@@ -103,6 +106,8 @@ class Cut:
 
         Of the sizes that do so well enough, the one that leaves the last step fullest.
         """
+        if self.seeded:
+            return self.together
         n = min(self.segment, self.piece)
         tuned = TUNING.tpu_step if self.platform == "tpu" else TUNING.tpu_step_interpreted
         most = min(tuned * self.together, n)

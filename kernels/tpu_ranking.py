@@ -35,11 +35,6 @@ class _Ranking:
     def __init__(self, keys, x, sigma, t=None, *, op: str, stream: Stream = THREEFRY, **which):
         self.rows = Rows(keys, x, sigma, stream=stream, **which, fill=0, whole=True)
         self.units, self.d = self.rows.units, x.shape[3]
-        if self.d > TUNING.tpu_ranking_most:
-            raise NotImplementedError(
-                f"the TPU kernel ranks at most {TUNING.tpu_ranking_most} values, got {self.d}. Use "
-                "implementation=None or 'xla'."
-            )
         self.product = Product(self.rows, t)
         self.sort_key = SORT_KEYS[op]
         self.counting = counts(self.d)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.streams import Stream
-from perturbk.kernels.tpu_bits import Bits
+from perturbk.kernels.tpu_bits import bits_of
 from perturbk.kernels.tpu_cut import VECTOR
 from perturbk.kernels.tpu_steps import columns
 
@@ -33,7 +33,7 @@ class Rows:
         self.shape = groups, shared, rows, d = x.shape
         planes = groups * shared * rows
         static = dict(stream=stream, platform=platform, inner=inner, whole=whole)
-        self.bits = Bits(keys, shared, rows, d, **static)
+        self.bits = bits_of(keys, shared, rows, d, **static)
         self.units = units = self.bits.units
         self.math = stream.math(noise)
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))

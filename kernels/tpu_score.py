@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.streams import THREEFRY, Stream
-from perturbk.kernels.tpu_bits import Bits
+from perturbk.kernels.tpu_bits import bits_of
 from perturbk.kernels.tpu_cut import VECTOR
 from perturbk.kernels.tpu_steps import columns, over_steps
 from perturbk.kernels.tpu_sums import launch_sums
@@ -26,7 +26,8 @@ class _Leaf:
         cells = stream.cells(1)
         together = cells.together if cells else 1
         self.width = -(-self.length // together) * together
-        self.bits = Bits(keys, shared, 1, self.rows * self.width, stream=stream, platform=platform)
+        size = self.rows * self.width
+        self.bits = bits_of(keys, shared, 1, size, stream=stream, platform=platform)
         self.units, self.moment = self.bits.units, stream.math(noise).moment
 
     def filled(self, v: jax.Array) -> jax.Array:

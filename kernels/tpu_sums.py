@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def launch_sums(units: Units, body, operands, in_specs, *, scratch=(), **kwargs)
 
     def turned(spec: pl.BlockSpec) -> pl.BlockSpec:
         index_map = spec.index_map
-        return pl.BlockSpec(spec.block_shape, lambda i, c, b: index_map(i, b, c))
+        return dataclasses.replace(spec, index_map=lambda i, c, b: index_map(i, b, c))
 
     num_operands = len(operands)
 

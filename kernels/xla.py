@@ -22,8 +22,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
+from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
-from perturbk.kernels.streams import THREEFRY, Draws, Stream
+from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
 

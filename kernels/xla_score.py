@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
-from perturbk.kernels.streams import THREEFRY, Draws, Stream
+from perturbk.kernels.draws import Draws
+from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
 

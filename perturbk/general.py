@@ -17,7 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from perturbk.dice import one_with_log, weighted_sum
 from perturbk.kernels.blocks import even_blocks
-from perturbk.kernels.streams import Draws, Stream
+from perturbk.kernels.draws import Draws
+from perturbk.kernels.streams import Stream
 from perturbk.kernels.tuning import TUNING
 
 Leaves = Sequence[jax.Array]

@@ -100,6 +100,8 @@ def choose(
         shared: vectors that see the same noise, because a call is mapped over x alone.
         stream: that the noise is drawn from.
     """
+    if not stream.anywhere:
+        return "pallas", "only the fused kernels of a TPU draw by its generator"
     if platform == "cpu":
         return "xla", "Pallas has no compiled CPU backend"
     on_tpu = platform == "tpu"
@@ -118,20 +120,31 @@ def choose(
 def check(implementation: str, platform: str, op: str | None, d: int, stream: Stream) -> None:
     """Raises NotImplementedError, with the reason, if a named implementation has no kernel."""
     why = _why_not(implementation, platform, op, d, stream)
-    if why:
-        raise NotImplementedError(
-            f"implementation={implementation!r} cannot run this call: {why}. Use "
-            f"implementation=None, which chooses, or another of {list(IMPLEMENTATIONS)}."
-        )
+    if not why:
+        return
+    if not stream.anywhere:
+        raise NotImplementedError(f"rng='hardware' cannot run this call: {why}. Use rng='jax'.")
+    raise NotImplementedError(
+        f"implementation={implementation!r} cannot run this call: {why}. Use "
+        f"implementation=None, which chooses, or another of {list(IMPLEMENTATIONS)}."
+    )
 
 
 def _why_not(implementation: str, platform: str, op: str | None, d: int, stream: Stream) -> str:
+    if not stream.anywhere and (platform, implementation) != ("tpu", "pallas"):
+        return (
+            "only implementation='pallas' or None on a TPU draws by the chip's generator, and this "
+            f"is {implementation!r} on {platform!r}"
+        )
     if implementation == "triton":
         if not isinstance(stream, Threefry | Philox):
             return "its kernels draw with rng='jax' and rng='philox' only"
         return triton.why_not(platform, op, d)
-    if implementation == "pallas" and platform == "tpu" and stream.cells(1) is None:
-        return f"on a TPU {_ONLY_THREEFRY}"
+    if implementation == "pallas" and platform == "tpu":
+        if stream.cells(1) is None:
+            return f"on a TPU {_ONLY_THREEFRY}"
+        if op in SORT_KEYS and d > TUNING.tpu_ranking_most:
+            return f"on a TPU its kernels rank at most {TUNING.tpu_ranking_most} values, got {d}"
     return ""
 
 

@@ -240,6 +240,9 @@ def make_perturbed_fun(
                                 Philox, cheap where the hardware multiplies (GPUs above all), and
                                 with finer tails: uniforms of 32 bits rather than 23. On a TPU not
                                 for ``"pallas"``
+            ``"hardware"``      a TPU's own generator, the cheapest there. Its numbers are those of
+                                a generation of chips, of unpublished make. Only on a TPU, and only
+                                for a ``fun`` all of whose outputs have kernels along the last axis
             =================== ================================================================
 
     Returns:

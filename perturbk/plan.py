@@ -12,6 +12,7 @@ from jax.core import ShapedArray
 from perturbk.distributions import Noise, known_name
 from perturbk.implementations import FUSED
 from perturbk.jaxprs import Traced
+from perturbk.kernels.streams import STREAMS
 from perturbk.kernels.tuning import TUNING
 from perturbk.recognise import Match, Miss, recognise
 
@@ -86,6 +87,8 @@ def make_plan(
         outputs = tuple(Miss(why) for _ in traced.out_avals)
     else:
         outputs = recognise(traced, len(leaves))
+        if not STREAMS[rng](1).anywhere and (why := _why_no_kernel(outputs, leaves)):
+            raise NotImplementedError(f"rng={rng!r} cannot run this call: {why}. Use rng='jax'.")
     return Plan(
         traced=traced,
         outputs=outputs,
@@ -117,6 +120,16 @@ def _why_drawn(noise: str | None, noise_object, generator: str | None, leaves) -
         if leaf.size >= _LARGEST_LEAF:
             return f"a leaf of x has {leaf.size} elements, and 32-bit counters end at 2**32"
     return "" if leaves else "x has no leaves"
+
+
+def _why_no_kernel(outputs: tuple[Match | Miss, ...], leaves) -> str:
+    """Why not every output has a kernel along the last axis of its leaf; empty if all have."""
+    for i, out in enumerate(outputs):
+        if isinstance(out, Miss):
+            return f"only kernels draw by it, and output {i} has none: {out.reason}"
+        if out.op.axis != leaves[out.leaf].ndim - 1:
+            return f"it draws for ops along the last axis, and output {i} is one along another"
+    return ""
 
 
 def _is_static(leaf: jax.Array) -> bool:

@@ -83,7 +83,9 @@ for d in (2, 63, 99999):
 for fun in (perturbk.argmax_one_hot, perturbk.ranking, lambda x: perturbk.top_k(x, 10)):
     compiled(fun, jnp.float16, 100, 5, num_samples=1000)
 for fun in (perturbk.argmax_one_hot, perturbk.ranking):
-    compiled(fun, jnp.float32, 63, rng="threefry_pair")
+    for rng in ("threefry_pair", "hardware"):
+        compiled(fun, jnp.float32, 63, rng=rng)
+compiled(perturbk.argmax_one_hot, jnp.bfloat16, 3001, 5, num_samples=1100, rng="hardware")
 compiled(lambda x: perturbk.argmax_one_hot(x, 0), jnp.float32, 3001, rng="threefry_pair")
 """
 

@@ -1,0 +1,77 @@
+"""The noise of one row: what the kernels of the ops ask of a stream."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+
+from perturbk.kernels.machine import PLAIN, Machine
+from perturbk.kernels.noise import NoiseMath
+from perturbk.kernels.streams import Counter, Drawn, Stream, word_like
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """The noise of one row, or of several side by side, for a run of samples."""
+
+    stream: Stream
+    noise: str
+    words: Counter  # each broadcasts against the coordinates
+    row: jax.Array  # 32-bit integers, likewise
+    d: int
+    inner: int
+    machine: Machine = PLAIN
+
+    @property
+    def math(self) -> NoiseMath:
+        return self.stream.math(self.noise, self.machine)
+
+    @property
+    def in_fours(self) -> bool:
+        return self.stream.in_fours(self.inner)
+
+    def drawn(self, coordinate: jax.Array) -> jax.Array:
+        """What the stream draws at integer coordinates of the row."""
+        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
+        return self.stream.draw(self.noise, self.words, counter, self.machine)
+
+    def drawn_four(self, four: jax.Array) -> Drawn:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return self._four(
+            four,
+            functools.partial(self.stream.draw, self.noise),
+            functools.partial(self.stream.draw_four, self.noise),
+        )
+
+    def _four(self, four: jax.Array, one: Callable, together: Callable) -> Drawn:
+        counter_at = self.stream.counters(self.row, self.d, self.inner)
+        first = four * word_like(4, four)
+        if self.in_fours:
+            return together(self.words, counter_at(first), self.machine)
+        counters = (counter_at(first + word_like(i, four)) for i in range(4))
+        return tuple(one(self.words, counter, self.machine) for counter in counters)
+
+    def __call__(self, coordinate: jax.Array) -> jax.Array:
+        """Standard noise z at these coordinates."""
+        return self.math.variate(self.drawn(coordinate))
+
+    def four(self, four: jax.Array) -> tuple[jax.Array, ...]:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return tuple(map(self.math.variate, self.drawn_four(four)))
+
+    def bits(self, coordinate: jax.Array) -> jax.Array:
+        """The bits there, of which a Gumbel variate is made."""
+        counter = self.stream.counters(self.row, self.d, self.inner)(coordinate)
+        return self.stream.bits(self.words, counter, self.machine)
+
+    def bits_four(self, four: jax.Array) -> tuple[jax.Array, ...]:
+        """The same at coordinates 4 * four + (0, 1, 2, 3)."""
+        return self._four(four, self.stream.bits, self.stream.bits_four)
+
+    def quick_moment(self, bits: jax.Array, order: int) -> jax.Array:
+        """`NoiseMath.quick_moment`, if the noise has it."""
+        assert self.math.quick_moment is not None
+        return self.math.quick_moment(bits, order, self.machine)
