@@ -1,9 +1,9 @@
 """The tables of ops that have kernels. A new op is a new file and one line here.
 
-An op turns a perturbed row of d values into outputs that are piecewise constant in the row. Its
-key is its name, and for an op of a number k, such as the k largest, ends in the number: "top_k_5".
-What a sample chose is kept as a *code*, small integers with the samples on the last axis; the
-outputs are linear in weights on the samples, and that is all that differentiation needs.
+An op turns a perturbed row of d values into outputs. Its key is its name, and for an op of a number
+k, such as the k largest, ends in the number: "top_k_5". What became of a sample is kept as a
+*code*, integers with the samples on the last axis; the outputs are linear in weights on the
+samples, and that is all that differentiation needs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import argmax, ranking, topk
+from perturbk.kernels import argmax, ranking, sorting, topk
 
 _Entry = TypeVar("_Entry")
 
@@ -31,11 +31,13 @@ class OpMath:
         code_dtype: d -> its dtype.
         weighted: (codes, weights, d) -> sum over samples of weight times output.
         dot: (codes, cotangent) -> inner product of each sample's output with a cotangent.
-        largest: d -> largest value among the outputs.
+        largest: d -> largest value among the outputs, which are integers; None if they are float32.
         streamed: whether codes may be as large as the noise, so that sums are best taken block by
             block rather than from stored codes.
         out_size: d -> number of outputs of a row.
         constant: d -> whether the outputs are the same for every row of that size.
+        times: (number of a code, factor) -> factor * the output that it stands for, float32, where
+            each stands for one.
     """
 
     codes: Callable[..., jax.Array]
@@ -43,10 +45,13 @@ class OpMath:
     code_dtype: Callable[[int], type]
     weighted: Callable[[jax.Array, jax.Array, int], jax.Array]
     dot: Callable[[jax.Array, jax.Array], jax.Array]
-    largest: Callable[[int], int]
+    largest: Callable[[int], int] | None
     streamed: bool
     out_size: Callable[[int], int] = lambda d: d
     constant: Callable[[int], bool] = lambda d: d == 1
+    times: Callable[[jax.Array, jax.Array], jax.Array] = lambda code, factor: (
+        factor * code.astype(jnp.float32)
+    )
 
 
 def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
@@ -59,6 +64,21 @@ def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
         dot=ranking.dot,
         largest=lambda d: d - 1,
         streamed=True,
+    )
+
+
+def _sort(sort: sorting.Sort) -> OpMath:
+    """The values themselves, in an order."""
+    return OpMath(
+        codes=functools.partial(sorting.codes, key=sort.key),
+        code_shape=lambda d: (d,),
+        code_dtype=lambda d: jnp.int32,
+        weighted=functools.partial(sorting.weighted, sort=sort),
+        dot=functools.partial(sorting.dot, sort=sort),
+        largest=None,
+        streamed=True,
+        constant=lambda d: False,
+        times=sort.times,
     )
 
 
@@ -99,6 +119,7 @@ OPS: dict[str, OpMath] = {
         streamed=False,
     ),
     **{name: _ranking(key) for name, key in ranking.SORT_KEYS.items()},
+    **{name: _sort(sort) for name, sort in sorting.SORTS.items()},
 }
 
 # Ops of a number: name -> (k -> op).

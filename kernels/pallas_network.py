@@ -56,6 +56,16 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array) -> Aid:
     return Aid((jnp.concatenate(limits, -1),), lambda limits_ref: limits_ref)
 
 
+def values(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
+    """(row, ref to t) -> (its sort keys in ascending order; <h_1(z), t>), all [1, lanes]."""
+
+    def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        keys, product = _in_turn(row, lambda y, _: sort_key(y), tangent_ref)
+        return tuple(row.draws.machine.ascending(keys)), product
+
+    return of_row
+
+
 def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Callable[..., tuple]:
     """(row, ref to t) -> (its stable ranks, each int32; <h_1(z), t>, float32), all [1, lanes].
 

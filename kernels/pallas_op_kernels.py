@@ -21,6 +21,7 @@ from perturbk.kernels.pallas import power_of_two
 from perturbk.kernels.pallas_ranking import tile_ranks
 from perturbk.kernels.pallas_rows import Aid, Row
 from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
+from perturbk.kernels.sorting import SORTS, Sort
 from perturbk.kernels.topk import total_order
 from perturbk.kernels.tuning import TUNING
 
@@ -85,16 +86,31 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
     def of_size(d: int) -> OpKernel:
         if d <= TUNING.kernel_network_most:
             return by_network
-        return by_counting if d > TUNING.kernel_sorted_most else _sorted(sort_key, d)
+        if d > TUNING.kernel_sorted_most:
+            return by_counting
+        return _of_many_threads(pallas_sorted.ranks(sort_key), d)
 
     return of_size
 
 
-def _sorted(sort_key: Callable[[jax.Array], jax.Array], d: int) -> OpKernel:
+def _sort(sort: Sort) -> Callable[[int], OpKernel]:
+    """d -> the kernel of values in order."""
+    by_network = OpKernel(pallas_network.values(sort.key), None, tile=1, pieces=True)
+
+    def of_size(d: int) -> OpKernel:
+        if d <= TUNING.kernel_network_most:
+            return by_network
+        return _of_many_threads(pallas_sorted.values(sort.key), d)
+
+    return of_size
+
+
+def _of_many_threads(summary: Callable[..., tuple], d: int) -> OpKernel:
+    """A kernel that sorts a whole row."""
     width = power_of_two(d)
     lanes = max(1, TUNING.kernel_sorted_tile // width)
     return OpKernel(
-        pallas_sorted.ranks(sort_key),
+        summary,
         None,
         tile=width,
         out_tile=width,
@@ -124,6 +140,7 @@ _ARGMAX = _raced(pallas_argmax.winners, 1, outputs=pallas_topk.k_hot)
 OP_KERNELS: dict[str, Callable[[int], OpKernel]] = {
     "argmax": lambda d: _ARGMAX,
     **{op: _ranking(op) for op in SORT_KEYS},
+    **{op: _sort(sort) for op, sort in SORTS.items()},
 }
 SIZED_OP_KERNELS: dict[str, Callable[[int], Callable[[int], OpKernel]]] = {
     "top_k": _top_k(pallas_topk.k_hot),

@@ -103,9 +103,9 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             summary, w = plan.summary(row), weights_ref[0:1, lane]
 
             def add(t, carry):
-                f = plan.kernel.outputs(row, summary, t).astype(jnp.float32)
+                terms = plan.op.times(plan.kernel.outputs(row, summary, t), w)
                 at = plan.out_at(t)
-                out_ref[at, :] = out_ref[at, :] + jnp.sum(w * f, 1, keepdims=True)
+                out_ref[at, :] = out_ref[at, :] + jnp.sum(terms, 1, keepdims=True)
                 return carry
 
             return plan.over_outputs(add, carry)
@@ -113,7 +113,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         def tile_of_numbers(lane, totals):
             w, numbers = weights_ref[0:1, lane], plan.summary(row_at(lane))
             pairs = zip(totals, numbers, strict=True)
-            return tuple(total + w * number.astype(jnp.float32) for total, number in pairs)
+            return tuple(total + plan.op.times(number, w) for total, number in pairs)
 
         if plan.kernel.outputs:
             plan.over_outputs(clear, 0)
@@ -158,14 +158,14 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
             summary = plan.summary(row)
             if not plan.kernel.outputs:
                 terms = (
-                    g_ref[plan.places(i, summary)] * piece.astype(jnp.float32)
+                    plan.op.times(piece, g_ref[plan.places(i, summary)])
                     for i, piece in enumerate(summary)
                 )
                 return summed(functools.reduce(jnp.add, terms))
 
             def add(t, total):
                 g = g_ref[plan.out_at(t), :]
-                return total + g * plan.kernel.outputs(row, summary, t).astype(jnp.float32)
+                return total + plan.op.times(plan.kernel.outputs(row, summary, t), g)
 
             total = plan.over_outputs(add, jnp.zeros((plan.out_tile, plan.lanes), jnp.float32))
             return summed(total)

@@ -1,8 +1,8 @@
-"""Ranks in a fused kernel, by sorting tiles: many threads hold a row, and memory its sorted words.
+"""Ranks, or values in order, in a fused kernel, by sorting tiles.
 
-The keys of a row are sorted without their places; then each looks up, by bisection, how many are
-smaller. Where no two are equal these are the ranks. Where some are, the keys of a second round are
-these numbers with the coordinates below them, of which no two are equal.
+Many threads hold a row, and memory its sorted words. For ranks, each key of the row then looks up,
+by bisection, how many are smaller. Where no two are equal these are the ranks. Where some are, the
+keys of a second round are these numbers with the coordinates below them, of which no two are equal.
 """
 
 from __future__ import annotations
@@ -21,6 +21,27 @@ from perturbk.kernels.pallas_rows import summed
 _LARGEST = np.int32(0x7FFFFFFF)
 
 
+def values(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
+    """(row, ref to t) -> (its sort keys in ascending order; <h_1(z), t> [1, lanes]).
+
+    Of the pieces of a row, row r of piece i holds number r * pieces + i.
+    """
+
+    def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        keys, _, product = _keys(row, sort_key, tangent_ref)
+        lane = _sort_into_memory(keys, row)
+        count = len(keys)
+        first = lax.broadcasted_iota(jnp.int32, keys[0].shape, 0) * np.int32(count)
+        found = []
+        for i in range(count):
+            at = (first + np.int32(i)) * np.int32(row.lanes)
+            found.append(row.scratch_ref[at + lane])
+        row.draws.machine.barrier()
+        return tuple(found), summed(product)
+
+    return of_row
+
+
 def ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
     """(row, ref to t) -> (its stable ranks, piece by piece, int32; <h_1(z), t> [1, lanes]).
 
@@ -28,14 +49,8 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
     """
 
     def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
-        pieces, product = row.pieces(0, tangent_ref)
-        product = jnp.broadcast_to(product, pieces[0][0].shape)
-        values, coordinates = zip(*pieces, strict=True)
+        keys, coordinates, product = _keys(row, sort_key, tangent_ref)
         real = [at < row.d for at in coordinates]
-        keys = [
-            jnp.where(r, sort_key(y), _LARGEST)  # behind the end of the row, and last of its equals
-            for y, r in zip(values, real, strict=True)
-        ]
         bits = np.int32((row.tile - 1).bit_length())
 
         def turn(carry):
@@ -52,6 +67,16 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
     return of_row
 
 
+def _keys(row, sort_key, tangent_ref) -> tuple[list[jax.Array], list[jax.Array], jax.Array]:
+    """(sort keys, coordinates, terms of <h_1(z), t>) of each piece of a row."""
+    pieces, product = row.pieces(0, tangent_ref)
+    keys = [
+        jnp.where(at < row.d, sort_key(y), _LARGEST)  # behind the end, and last of its equals
+        for y, at in pieces
+    ]
+    return keys, [at for _, at in pieces], jnp.broadcast_to(product, keys[0].shape)
+
+
 def _some_are_equal(places, real, d: int) -> jax.Array:
     """Whether in any lane places are shared, which makes their sum less than that of all."""
     kept = (jnp.where(r, p, np.int32(0)) for r, p in zip(real, places, strict=True))
@@ -60,14 +85,8 @@ def _some_are_equal(places, real, d: int) -> jax.Array:
 
 def _smaller(words: Sequence[jax.Array], row) -> list[jax.Array]:
     """For each word, how many of its lane's are smaller."""
-    machine, memory = row.draws.machine, row.scratch_ref
-    height, lanes = words[0].shape
-    lane = lax.broadcasted_iota(jnp.int32, (height, lanes), 1)
-    across = min(height, row.threads // lanes)
-    tiles = machine.ascending_rows(words, across)
-    for place, tile in zip(bitonic.places(len(words), height, across), tiles, strict=True):
-        memory[place * np.int32(lanes) + lane] = tile
-    machine.barrier()
+    machine, memory, lanes = row.draws.machine, row.scratch_ref, row.lanes
+    lane = _sort_into_memory(words, row)
 
     def halve(i, found):
         step = np.int32(row.tile // 2 * lanes) >> i
@@ -80,3 +99,18 @@ def _smaller(words: Sequence[jax.Array], row) -> list[jax.Array]:
     found = lax.fori_loop(0, row.tile.bit_length() - 1, halve, [lane] * len(words))
     machine.barrier()
     return [at >> np.int32(lanes.bit_length() - 1) for at in found]
+
+
+def _sort_into_memory(words: Sequence[jax.Array], row) -> jax.Array:
+    """Stores the words in order, each lane's by itself; returns the lanes, int32 [height, lanes].
+
+    The word at a place is at place * lanes + lane of the row's memory.
+    """
+    machine, (height, lanes) = row.draws.machine, words[0].shape
+    lane = lax.broadcasted_iota(jnp.int32, (height, lanes), 1)
+    across = min(height, row.threads // lanes)
+    tiles = machine.ascending_rows(words, across)
+    for place, tile in zip(bitonic.places(len(words), height, across), tiles, strict=True):
+        row.scratch_ref[place * np.int32(lanes) + lane] = tile
+    machine.barrier()
+    return lane

@@ -1,11 +1,11 @@
-"""Ranks on a TPU by sorting: a bitonic network over coordinates, a vector for each.
+"""Ranks, or values in order, on a TPU: a bitonic network over coordinates, a vector for each.
 
 Every comparator of the network puts the smaller of two vectors first, so nothing moves between
 lanes. A group of coordinates passes through as many levels as it is closed under, in registers: one
 load and store for four or five levels.
 
-The keys are sorted with their coordinates, equal ones put in order (a network is not stable), and
-the coordinates are sorted with their places, which are the ranks.
+For ranks the keys are sorted with their coordinates, equal ones put in order (a network is not
+stable), and the coordinates are sorted with their places, which are the ranks.
 """
 
 from __future__ import annotations
@@ -61,9 +61,6 @@ def rank(keys_ref, places_ref, d: int) -> None:
         low = tuple(jnp.where(first, x, y) for x, y in zip(a, b, strict=True))
         return low, tuple(jnp.where(first, y, x) for x, y in zip(a, b, strict=True))
 
-    def by_word(a, b):
-        return (jnp.minimum(a[0], b[0]),), (jnp.maximum(a[0], b[0]),)
-
     _sort([keys_ref, places_ref], by_key, count, d)
     _settle_ties(keys_ref, places_ref, d)
 
@@ -73,7 +70,16 @@ def rank(keys_ref, places_ref, d: int) -> None:
         return carry
 
     lax.fori_loop(np.int32(0), np.int32(count // _GROUP), number, 0)
-    _sort([places_ref], by_word, count, d)
+    _sort([places_ref], _by_word, count, d)
+
+
+def ascending(keys_ref, d: int) -> None:
+    """Puts the keys [height, sublanes, lanes] in order, the first d of which are not the last."""
+    _sort([keys_ref], _by_word, keys_ref.shape[0] - 1, d)
+
+
+def _by_word(a, b):
+    return (jnp.minimum(a[0], b[0]),), (jnp.maximum(a[0], b[0]),)
 
 
 def rank_at(places_ref, j: jax.Array) -> jax.Array:

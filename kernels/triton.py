@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from perturbk.kernels.ops import SIZED_OPS
-from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.sorting import IN_ORDER
 from perturbk.kernels.triton_plan import Loop
 from perturbk.kernels.tuning import TUNING
 
@@ -21,11 +21,11 @@ def why_not(platform: str, op: str | None, d: int) -> str:
     """Why there is no kernel for an op, or for the score (None); empty if there is one."""
     if platform not in ("cuda", "rocm") and LAUNCHER is None:
         return f"Triton compiles for CUDA and ROCm only, and this is {platform!r}"
-    if op not in (None, "argmax", *SORT_KEYS) and op.rpartition("_")[0] not in SIZED_OPS:
+    if op not in (None, "argmax", *IN_ORDER) and op.rpartition("_")[0] not in SIZED_OPS:
         return f"{op} has no Triton kernel"
-    if op in SORT_KEYS and d > TUNING.triton_ranking_most:
+    if op in IN_ORDER and d > TUNING.triton_ranking_most:
         most = TUNING.triton_ranking_most
-        return f"ranking above {most} coordinates has no Triton kernel, and here are {d}"
+        return f"above {most} coordinates {op} has no Triton kernel, and here are {d}"
     return ""
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from perturbk.kernels import argmax, topk, triton_argmax, triton_ranking, triton_topk
 from perturbk.kernels.ops import op_math
-from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.sorting import IN_ORDER, SORTS
 from perturbk.kernels.triton import launch
 from perturbk.kernels.triton_plan import Draws, Loop, cut, even_turns
 from perturbk.kernels.tuning import TUNING
@@ -22,8 +22,8 @@ from perturbk.kernels.tuning import TUNING
 
 def samples(words, x, sigma, *, op: str, platform: str, **static) -> jax.Array:
     """Codes of every sample: [groups, shared, rows, *code, N]."""
-    if op in SORT_KEYS:
-        return _Ranking(words, x, sigma, op, platform, **static).codes()
+    if op in IN_ORDER:
+        return _InOrder(words, x, sigma, op, platform, **static).codes()
     draws = _draws(words, x, sigma, platform, **static)
     if op == "argmax":
         codes = _winners(words, x, sigma, draws, platform)
@@ -35,8 +35,8 @@ def samples(words, x, sigma, *, op: str, platform: str, **static) -> jax.Array:
 
 def op_sum(words, x, sigma, weights, *, op: str, platform: str, **static) -> jax.Array:
     """sum_s W_s op(x + sigma z_s): weights [groups, shared, N] -> [groups, shared, rows, out]."""
-    if op in SORT_KEYS:
-        return _Ranking(words, x, sigma, op, platform, **static).weighted(weights)
+    if op in IN_ORDER:
+        return _InOrder(words, x, sigma, op, platform, **static).weighted(weights)
     codes = samples(words, x, sigma, op=op, platform=platform, **static)
     if op.startswith("top_k_indices"):
         return op_math(op).weighted(codes, weights, x.shape[3])
@@ -47,8 +47,8 @@ def op_sum(words, x, sigma, weights, *, op: str, platform: str, **static) -> jax
 
 def op_dot(words, x, sigma, cotangent, *, op: str, platform: str, **static) -> jax.Array:
     """<op(x + sigma z_s), g> per sample: g [groups, shared, rows, out] -> [groups, shared, N]."""
-    if op in SORT_KEYS:
-        return _Ranking(words, x, sigma, op, platform, **static).dot(cotangent)
+    if op in IN_ORDER:
+        return _InOrder(words, x, sigma, op, platform, **static).dot(cotangent)
     codes = samples(words, x, sigma, op=op, platform=platform, **static)
     return op_math(op).dot(codes, cotangent)
 
@@ -144,8 +144,8 @@ def _k_hot_sums(winners: jax.Array, weights: jax.Array, d: int, platform: str) -
     return jnp.sum(out, 1).reshape(groups, shared, rows, d)
 
 
-class _Ranking:
-    """The launches of the ranking kernels; one instance per call."""
+class _InOrder:
+    """The launches of the kernels of rankings and sorts; one instance per call."""
 
     def __init__(self, words, x, sigma, op: str, platform: str, **static):
         self.draws = _draws(words, x, sigma, platform, **static)
@@ -190,7 +190,8 @@ class _Ranking:
             platform=self.platform,
             WIDTH=self.width,
             TURN=self.turn,
-            OP=self.op,
+            OP=SORTS[self.op].ranking if self.op in SORTS else self.op,
+            VALUES=self.op in SORTS,
             DRAWS=self.draws,
             LOOP=loop,
         )

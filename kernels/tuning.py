@@ -28,6 +28,8 @@ class Tuning:
     # 32-118 by sorting, with jax 0.12 and 0.10; d = 2048 takes 77-142 and 55-246.
     counting_least: int = 64
     counting_most: int = 1024
+    # Values that XLA sorts by a network on a CPU.
+    sorting_network_most: int = 1 << 13
     # Comparisons unrolled in one step of the counting loop: one pass over the accumulator each.
     counting_unroll: int = 8
     # Neighbours whose largest XLA keeps, to find the next of the k largest. From 4 to 32 are alike

@@ -67,11 +67,11 @@ def explain(
 
     Example:
         >>> import jax.numpy as jnp, perturbk
-        >>> f = perturbk.make_perturbed_fun(lambda x: (perturbk.ranking(x), jnp.sort(x)))
+        >>> f = perturbk.make_perturbed_fun(lambda x: (perturbk.ranking(x), jnp.cumsum(x)))
         >>> print(perturbk.explain(f, jnp.zeros(5), platform="cpu"))
         on cpu:
           output[0]: xla, kernel ranking_gumbel: Pallas has no compiled CPU backend
-          output[1]: xla, general path: not a known spelling of an argmax, ranking or top-k: sort
+          output[1]: xla, general path: not a known argmax, ranking, sort or top-k: cumsum
     """
     if not isinstance(f, PerturbedFunction):
         raise TypeError(f"f must come from perturbk.make_perturbed_fun, got {f!r}.")

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, triton, xla, xla_score
-from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.sorting import IN_ORDER, SORTS
 from perturbk.kernels.streams import THREEFRY, Philox, Stream, Threefry
 from perturbk.kernels.tuning import TUNING
 
@@ -84,7 +84,6 @@ IMPLEMENTATIONS = tuple(_KERNELS)
 # Those that draw the noise in kernels, and nowhere else.
 FUSED = ("pallas", "triton")
 
-
 _ONLY_THREEFRY = "its kernels draw by Threefry, and cannot multiply to 64 bits, as Philox does"
 
 
@@ -110,7 +109,7 @@ def choose(
     if on_tpu and shared > TUNING.tpu_shared_most:
         return "xla", f"{shared} vectors share their noise, which XLA draws once"
     most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_sorted_most
-    if op in SORT_KEYS and d > most:
+    if op in IN_ORDER and d > most:
         return "xla", f"above {most} coordinates XLA sorts: their keys would not fit"
     if on_tpu:
         return "pallas", "fused: fewer cycles than XLA's program, in the compiler's schedule"
@@ -143,8 +142,10 @@ def _why_not(implementation: str, platform: str, op: str | None, d: int, stream:
     if implementation == "pallas" and platform == "tpu":
         if stream.cells(1) is None:
             return f"on a TPU {_ONLY_THREEFRY}"
-        if op in SORT_KEYS and d > TUNING.tpu_ranking_most:
-            return f"on a TPU its kernels rank at most {TUNING.tpu_ranking_most} values, got {d}"
+        if op in IN_ORDER and d > TUNING.tpu_ranking_most:
+            return f"on a TPU its kernels sort at most {TUNING.tpu_ranking_most} values, got {d}"
+    elif implementation == "pallas" and op in SORTS and d > TUNING.kernel_sorted_most:
+        return f"its kernels sort at most {TUNING.kernel_sorted_most} values, got {d}"
     return ""
 
 

@@ -214,8 +214,8 @@ def make_perturbed_fun(
 
     Args:
         fun: pytree of arrays -> pytree of arrays; it may close over other values, and gradients
-            flow into them. One-hot argmaxes, rankings and top-ks, alone or in trees, are recognised
-            and run on fused kernels; anything else is evaluated in blocks of samples.
+            flow into them. One-hot argmaxes, rankings, sorts and top-ks, alone or in trees, are
+            recognised and run on fused kernels; anything else is evaluated in blocks of samples.
         num_samples: number of perturbed copies N, at least 1.
         sigma: scale of the noise, positive: a scalar, or an array that broadcasts to every leaf
             of x. It may be traced; derivatives with respect to it are unbiased (optax's are not).
@@ -226,8 +226,8 @@ def make_perturbed_fun(
             ``"xla"`` streams through plain XLA; ``"pallas"`` runs the fused Pallas kernels, in
             interpret mode on a CPU (for tests), and raises if the noise or the key has none;
             ``"triton"``, by name only, runs native Triton kernels on CUDA and ROCm (install
-            ``perturbk[triton]``), and raises on other platforms and for rankings above 64
-            coordinates. For a ``fun`` without a kernel, the last two are the score products of its
+            ``perturbk[triton]``), and raises on other platforms and for rankings and sorts of
+            more than 64. For a ``fun`` without a kernel, the last two are the score products of its
             derivatives.
         rng: stream of the noise, named by how it is drawn from the key.
 

@@ -71,7 +71,7 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
         return Miss(f"it depends on several leaves of x: {leaves}")
     heads = _HEADS.intersection(cone.names)
     names = ", ".join((*cone.names[:8], "...") if len(cone.names) > 8 else cone.names)
-    unknown = Miss(f"not a known spelling of an argmax, ranking or top-k: {names}")
+    unknown = Miss(f"not a known argmax, ranking, sort or top-k: {names}")
     if not heads:
         return unknown
     shape, dtype = program.inputs[first]
@@ -88,7 +88,12 @@ def _output(program: Program, index: int, n_consts: int) -> Match | Miss:
         return unknown
     if numbers and max(numbers) > TUNING.top_k_most:
         return Miss(f"k is {max(numbers)}, and kernels take up to {TUNING.top_k_most}")
-    largest = op_math(op.name).largest(shape[op.axis])
+    largest_of = op_math(op.name).largest
+    if largest_of is None:
+        if rounds := [d for d in (dtype, *cone.dtypes) if d != jnp.float32]:
+            return Miss(f"its values are {rounds[0]}, and kernels have float32")
+        return Match(first - n_consts, op, cone.dtypes[-1])
+    largest = largest_of(shape[op.axis])
     for d in cone.dtypes:
         if not _holds(d, largest):
             return Miss(f"{d} does not hold {largest}, which is among its values")

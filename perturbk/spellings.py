@@ -98,6 +98,18 @@ def _nan_first(axis: int) -> Op:
     return Op("ranking_nan_first", axis)
 
 
+def _sort(axis: int) -> Op:
+    return Op("sort", axis)
+
+
+def _sort_descending(axis: int) -> Op:
+    return Op("sort_descending", axis)
+
+
+def _sort_nan_first(axis: int) -> Op:
+    return Op("sort_nan_first", axis)
+
+
 def _top_k(axis: int, k: int) -> Op:
     return Op(sized("top_k", k), axis)
 
@@ -191,6 +203,45 @@ SPELLINGS: tuple[Spelling, ...] = (
         "sort",
         "vector",
         lambda x, a, n, dt: _inverse(jnp.argsort(x, descending=True), dt),
+    ),
+    *_written(
+        _sort,
+        "sort",
+        "any",
+        lambda x, a, n, dt: jnp.sort(x, a),
+        lambda x, a, n, dt: jnp.sort(x, a, stable=False),
+        lambda x, a, n, dt: lax.sort(x, dimension=a),
+    ),
+    *_written(
+        _sort,
+        "sort",
+        "vector",
+        lambda x, a, n, dt: x[jnp.argsort(x)],
+    ),
+    *_written(
+        _sort_descending,
+        "sort",
+        "any",
+        lambda x, a, n, dt: -jnp.sort(-x, a),
+    ),
+    *_written(
+        _sort_nan_first,
+        "sort",
+        "any",
+        lambda x, a, n, dt: jnp.sort(x, a, descending=True),
+        lambda x, a, n, dt: jnp.flip(jnp.sort(x, a), a),
+    ),
+    *_written(
+        _sort_nan_first,
+        "sort",
+        "last",
+        lambda x, a, n, dt: jnp.sort(x, a)[..., ::-1],
+    ),
+    *_written(
+        _sort_nan_first,
+        "sort",
+        "vector",
+        lambda x, a, n, dt: jnp.sort(x)[::-1],
     ),
     *_written(
         _top_k,

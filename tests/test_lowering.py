@@ -33,7 +33,7 @@ def kernels(f, x, *platforms):
     with of(platforms[-1] if platforms[-1] in DEVICES else "cuda"):
         text = lower(KEY, x).mlir_module()
     names = set(
-        re.findall(r"perturbk_((?:argmax|ranking|top_k|score)\w*?)_(?:gumbel|normal)", text)
+        re.findall(r"perturbk_((?:argmax|ranking|sort|top_k|score)\w*?)_(?:gumbel|normal)", text)
     )
     return names, {call for call in CALLS.values() if call in text}
 
@@ -73,15 +73,19 @@ def test_kernels_for_accelerators(platform, dtype, noise):
 
 
 @pytest.mark.parametrize("platform", DEVICES)
-def test_long_rankings(platform):
-    f, x = perturbk.make_perturbed_fun(perturbk.ranking, 300, 0.5), np.zeros((2, 100), np.float32)
+def test_long_rows_in_order(platform):
+    def fun(x):
+        return perturbk.ranking(x), jnp.sort(x)
+
+    f, x = perturbk.make_perturbed_fun(fun, 300, 0.5), np.zeros((2, 100), np.float32)
     value, calls = kernels(f, x, platform)
-    assert calls == {CALLS[platform]} and {name.split("_")[0] for name in value} == {"ranking"}
+    assert calls == {CALLS[platform]}
+    assert {name.split("_")[0] for name in value} == {"ranking", "sort"}
 
 
 @pytest.mark.parametrize("platform", DEVICES)
 def test_score_products_for_any_fun(platform):
-    f = perturbk.make_perturbed_fun(jnp.sort, 20_000, 0.5)  # too many samples to keep
+    f = perturbk.make_perturbed_fun(jnp.cumsum, 20_000, 0.5)  # too many samples to keep
     x = np.zeros(100, np.float32)
     assert kernels(f, x, platform) == (set(), set())
     assert kernels(reverse(f), x, platform) == ({"score_sum"}, {CALLS[platform]})

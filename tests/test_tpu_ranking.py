@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perturbk import implementations
 from perturbk.kernels import tpu_ops, tpu_ranking, tpu_sort, xla
 from perturbk.kernels.ranking import SORT_KEYS
+from perturbk.kernels.streams import THREEFRY
 from tpu_operands import SHAPES, operands_of
 
 
@@ -23,7 +25,7 @@ def test_ranks(name, op):
     assert got.dtype == want.dtype
 
 
-class _Ref:
+class Ref:
     """A kernel's memory, for bodies that run operation by operation."""
 
     def __init__(self, a):
@@ -46,7 +48,7 @@ def test_sorting_network(d, op):
     y = rng.choice([-np.inf, np.inf, np.nan, 0.0, -0.0, *rng.normal(size=2 * d)], shape)
     key = SORT_KEYS[op](jnp.asarray(y, jnp.float32)).at[d:].set(0x7FFFFFFF)
     index = np.broadcast_to(np.arange(shape[0]).reshape(-1, 1, 1), shape)
-    keys, places = _Ref(tpu_sort.distinct(key, jnp.asarray(index, jnp.int32))), _Ref(index * 1.0)
+    keys, places = Ref(tpu_sort.distinct(key, jnp.asarray(index, jnp.int32))), Ref(index * 1.0)
     places.a = places.a.astype(np.float32)
     with jax.disable_jit():
         tpu_sort.rank(keys, places, d)
@@ -74,7 +76,5 @@ def test_the_cheaper_way_to_rank(d, counted):
 
 
 def test_a_row_too_long_to_rank():
-    keys, _, _, _, _ = operands_of((1, 1, 1, 1, 3, 1))
-    x = jnp.zeros((1, 1, 1, 1025))
     with pytest.raises(NotImplementedError, match="at most 1024 values, got 1025"):
-        tpu_ops.samples(keys, x, x, op="ranking", noise="gumbel", inner=1, platform="tpu")
+        implementations.check("pallas", "tpu", "ranking", 1025, THREEFRY)
