@@ -29,7 +29,13 @@ from perturbk.demo_measure import alternate, machine  # noqa: E402
 
 _NOISE = 0.05  # of a median of ratios, on a machine that does something else besides
 _MARKS = re.compile(r"(<!-- bench/compare\.py -->\n).*?(<!-- end -->)", re.DOTALL)
-_NAMES = {"argmax": "argmax", "ranking": "ranking", "top_k": "top-5", "general": "`x > mean(x)`"}
+_NAMES = {
+    "argmax": "argmax",
+    "ranking": "ranking",
+    "sort": "sort",
+    "top_k": "top-5",
+    "general": "`x > mean(x)`",
+}
 
 Record = dict[str, Any]
 

@@ -112,19 +112,20 @@ def sorted_rows(sass: str, halvings: int) -> list[str]:
 def one_row(sass: str, turns: int) -> list[str]:
     """Opcodes that a sample's row goes through in the loop over samples, the largest.
 
-    Its first inner loop draws the row, if that takes several turns. What a branch skips together
-    with the loops that follow compares all pairs, where the order of the words is in doubt.
+    Its first inner loop draws the row, if that takes several turns. If loops follow, what a branch
+    skips together with them compares all pairs, where the order of the words is in doubt.
     """
     code, branches = parsed(sass)
     first, last = _largest(branches)
     inner = [loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last]
     drawing, rare = (inner[:1], inner[1:]) if turns > 1 else ([], inner)
-    start, end = min(
-        ((at, to) for at, to in branches if at < rare[0][0] and rare[-1][1] < to <= last),
-        key=lambda skipped: skipped[1] - skipped[0],
-    )
-    skipped = _within(code, start + 1, end - 1)
-    ops = collections.Counter(_within(code, first, last)) - collections.Counter(skipped)
+    ops = collections.Counter(_within(code, first, last))
+    if rare:
+        start, end = min(
+            ((at, to) for at, to in branches if at < rare[0][0] and rare[-1][1] < to <= last),
+            key=lambda skipped: skipped[1] - skipped[0],
+        )
+        ops -= collections.Counter(_within(code, start + 1, end - 1))
     for loop in drawing:
         for op in _within(code, *loop):
             ops[op] += turns - 1

@@ -178,10 +178,16 @@ KERNELS = [
         for primitive in ("samples", "samples_and_dot", "op_sum")
     ),
     *(
-        Kernel(primitive, "gumbel", "ranking", rng=rng, **which)
+        Kernel(primitive, "gumbel", op, rng=rng, **which)
         for rng in ("jax", "philox")
+        for op, primitives in (("ranking", ("op_sum", "op_dot")), ("sort", ("op_sum",)))
         for which in _SORTED
-        for primitive in ("op_sum", "op_dot")
+        for primitive in primitives
+    ),
+    *(
+        Kernel("op_sum", "gumbel", "sort", variates, rng=rng, d=d)
+        for rng in ("jax", "philox")
+        for variates, d in ((16, 128), (32, 1024))
     ),
     *(
         _IN_TILES(primitive, rng=rng, variates=variates, halvings=d.bit_length() - 1, d=d)

@@ -17,12 +17,14 @@ from perturbk import implementations
 from perturbk.kernels import triton
 from perturbk.kernels.noise import NOISES
 from perturbk.kernels.ops import OPS, SIZED_OPS, op_math, sized
-from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
+from perturbk.kernels.sorting import IN_ORDER
 from perturbk.kernels.streams import STREAMS
 
 _K, _VECTORS = 5, 4  # as in gpu_instructions.py
 _OF_OPS = "samples", "samples_and_dot", "op_sum", "op_dot"
 _OF_SCORE = "score_dot", "score_sum"
+_OTHER_ORDERS = set(IN_ORDER) - {"ranking", "sort"}
+_STREAMS = [rng for rng in STREAMS if STREAMS[rng](1).anywhere]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Program:
     @property
     def name(self) -> str:
         """As in bench/results/gpu_instructions.json, without the implementation."""
-        d = f"of {self.size.d}" if self.op in SORT_KEYS else ""
+        d = f"of {self.size.d}" if self.op in IN_ORDER else ""
         vectors = f"of {self.vectors} vectors" if self.vectors > 1 else ""
         rng = self.rng if self.rng != "jax" else ""
         return " ".join(filter(None, (self.op, d, self.primitive, vectors, self.noise, rng)))
@@ -118,11 +120,11 @@ def _runs(name: str, platform: str) -> bool:
 
 def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
     """All, or those of one op; rankings of rows of these lengths."""
-    others = [op for op in OPS if op not in SORT_KEYS] + [sized(name, _K) for name in SIZED_OPS]
+    others = [op for op in OPS if op not in IN_ORDER] + [sized(name, _K) for name in SIZED_OPS]
     sizes = {op: [size] for op in others}
-    sizes |= {op: [dataclasses.replace(size, d=d) for d in ranked] for op in SORT_KEYS}
+    sizes |= {op: [dataclasses.replace(size, d=d) for d in ranked] for op in IN_ORDER}
     found = []
-    for rng, noise in itertools.product(STREAMS, NOISES):
+    for rng, noise in itertools.product(_STREAMS, NOISES):
         for op in (op for op in sizes if only in ("", op)):
             for primitive, of_size in itertools.product(_OF_OPS, sizes[op]):
                 found.append(Program(primitive, op, noise, rng, of_size))
@@ -134,7 +136,7 @@ def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
         program
         for program in found
         if program.primitive in ("samples", "score_sum")
-        or (program.rng != "threefry_pair" and program.op not in DESCENDING)
+        or (program.rng != "threefry_pair" and program.op not in _OTHER_ORDERS)
     ]
 
 

@@ -16,7 +16,7 @@ from workloads import Workload
 
 _COUNTED = Path(__file__).parent / "results" / "gpu_instructions.json"
 _ENQUEUED = 20  # calls before one is waited for, so that the launch is not what is timed
-_OPS = ("argmax", "top_k", "ranking")
+_OPS = ("argmax", "top_k", "ranking", "sort")
 _OURS = ("perturbk", "perturbk philox")
 GOALS_AT = Size(256, 100, 1000)
 _GOALS = {  # times faster than optax, value and gradient

@@ -134,6 +134,10 @@ def kernels() -> Iterator[Case]:
     yield kernel("op_dot", "gumbel", 128, 100, 1000, op="ranking")
     for op in ("ranking_descending", "ranking_nan_first"):
         yield kernel("op_sum", "gumbel", 128, 16, 1000, op=op)
+    for d in (16, 100, 1024):
+        yield kernel("op_sum", "gumbel", 128, d, 1000, op="sort")
+    for primitive in ("samples_and_dot", "op_dot"):
+        yield kernel(primitive, "gumbel", 128, 100, 1000, op="sort")
     for k in (1, 10, 32):
         yield kernel("samples", "gumbel", *_WORKLOAD, op=f"top_k_{k}")
     yield kernel("op_sum", "gumbel", *_WORKLOAD, op="top_k_32")

@@ -56,7 +56,7 @@ SORTS = {
     "sort_nan_first": Sort("ranking_nan_first", _descending_value),
 }
 
-IN_ORDER = {*SORT_KEYS, *SORTS}  # ops that put all of a row in order
+IN_ORDER = (*SORT_KEYS, *SORTS)  # ops that put all of a row in order
 
 
 def ascending(key: jax.Array) -> jax.Array:

@@ -78,6 +78,7 @@ for d in (1, 2, 63, 1000, 99999):
     compiled(perturbk.argmax_one_hot, jnp.bfloat16, d)
 for d in (1, 2, 63, 1025):
     compiled(perturbk.ranking, jnp.bfloat16, d)
+compiled(jnp.sort, jnp.float32, 63)
 for d in (2, 63, 99999):
     compiled(lambda x: perturbk.top_k(x, min(d - 1, 10)), jnp.bfloat16, d)
 for fun in (perturbk.argmax_one_hot, perturbk.ranking, lambda x: perturbk.top_k(x, 10)):

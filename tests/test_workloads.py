@@ -36,11 +36,14 @@ def of_optax(name):
 def test_numbers_of_optax(name, implementation):
     make = functools.partial(perturbk.make_perturbed_fun, implementation=implementation)
     (value, vjp), (expected_value, expected_vjp) = results(name, make), of_optax(name)
-    assert_rounding_apart(value, expected_value)
+    if SMALL[name].op == "sort":
+        assert_relatively_close(value, expected_value)
+    else:
+        assert_rounding_apart(value, expected_value)
     assert_relatively_close(vjp, expected_vjp)
 
 
 def test_all_sizes_are_named_once():
     assert len({w.name for w in WORKLOADS}) == len(WORKLOADS)
-    assert {w.op for w in WORKLOADS} == {"argmax", "ranking", "top_k", "general"}
+    assert {w.op for w in WORKLOADS} == {"argmax", "ranking", "sort", "top_k", "general"}
     assert jnp.shape(WORKLOADS[2].x()) == (16, 100)
