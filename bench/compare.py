@@ -29,13 +29,7 @@ from perturbk.demo_measure import alternate, machine  # noqa: E402
 
 _NOISE = 0.05  # of a median of ratios, on a machine that does something else besides
 _MARKS = re.compile(r"(<!-- bench/compare\.py -->\n).*?(<!-- end -->)", re.DOTALL)
-_NAMES = {
-    "argmax": "argmax",
-    "ranking": "ranking",
-    "sort": "sort",
-    "top_k": "top-5",
-    "general": "`x > mean(x)`",
-}
+_NAMES = {"top_k": "top-5", "general": "`x > mean(x)`"}  # the others are as their ops
 
 Record = dict[str, Any]
 
@@ -81,7 +75,7 @@ def table(about: dict[str, str], records: Sequence[Record]) -> str:
         shape = [value["d"]] if value["batch"] == 1 else [value["batch"], value["d"]]
         joint = ", one key" if value["batching"] == "call" else ""
         cells = [
-            _NAMES[value["op"]],
+            _NAMES.get(value["op"], value["op"]),
             f"{shape}, {value['num_samples']}{joint}",
             *(f"{_time(r['perturbk_seconds'])}, **{r['ratio']:.1f}x**" for r in (value, grad)),
             *(_memory(grad[f"{library}_temp_bytes"]) for library in ("perturbk", "optax")),
