@@ -82,8 +82,8 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("argmax", 16, 100, 1000, batching="call"),
     *(Workload("ranking", 1, n, 1000, sigma=0.2) for n in (6, 64, 256)),
     Workload("ranking", 1, 1024, 200, sigma=0.2),
-    # Not (16, 100, 1000), at which XLA of jax 0.10 gets the gradient of optax wrong on a CPU: neither
-    # of sorts nor of top-ks.
+    # Not (16, 100, 1000), at which XLA of jax 0.10 gets the gradients of optax wrong on a CPU, of
+    # sorts and of top-ks.
     *(Workload("sort", *size) for size in ((1, 64, 1000), (64, 100, 300), (1, 1024, 200))),
     Workload("top_k", 1, 1000, 1000),
     Workload("top_k", 64, 100, 300),
