@@ -39,6 +39,7 @@ with tempfile.TemporaryDirectory() as folder:
         fun = {
             "argmax": lambda x: jax.nn.one_hot(jnp.argmax(x, -1), x.shape[-1]),
             "ranking": lambda x: jnp.argsort(jnp.argsort(x, axis=-1), axis=-1),
+            "sort": lambda x: jnp.sort(x, -1),
             "top_k": lambda x: perturbk.top_k(x, min(5, x.shape[-1])),
             "top_32": lambda x: jax.lax.top_k(x, 32)[1],
         }[op]
@@ -66,7 +67,7 @@ def test_kernels_compile_at_ragged_shapes():
 for op, batch, d, num_samples in (
     ("argmax", 1, 1, 1), ("argmax", 3, 63, 129), ("argmax", 1, 1000, 1000),
     ("ranking", 1, 1, 1), ("ranking", 3, 33, 129), ("ranking", 2, 64, 1000),
-    ("ranking", 2, 100, 129),
+    ("ranking", 2, 100, 129), ("sort", 3, 33, 129), ("sort", 2, 100, 129),
     ("top_k", 1, 1, 1), ("top_k", 3, 63, 129), ("top_32", 2, 40, 129),
 ):
     for dtype in (jnp.float32, jnp.bfloat16):
@@ -79,7 +80,7 @@ for rng in ("philox", "threefry_pair"):
         print(op, batch, d, len(list(kept.iterdir())), "kernels of", rng)
 """
     lines = [line.partition(" kernels")[0] for line in _run(script).splitlines()]
-    assert len(lines) == 28
+    assert len(lines) == 32
     counts = [int(line.split()[-1]) for line in lines]
     assert counts == sorted(counts) and counts[0] > 0
 
