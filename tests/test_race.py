@@ -43,7 +43,7 @@ def _races(d, num_samples, rng="jax", op="argmax"):
     return tuple(jax.jit(functools.partial(winners, samples)) for samples in (raced, xla.samples))
 
 
-@pytest.mark.parametrize("rng", STREAMS)
+@pytest.mark.parametrize("rng", [rng for rng in STREAMS if STREAMS[rng](1).anywhere])
 @pytest.mark.parametrize(
     ("op", "d", "sigma", "spread", "most"),
     [
