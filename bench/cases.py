@@ -16,6 +16,9 @@ import perturbk
 from perturbk.demo_measure import max_difference, temp_bytes
 from workloads import WORKLOADS, Workload
 
+# Else a call on a CPU is handed to another thread, whose waking takes longer than a small program.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+
 LIBRARIES: dict[str, Any] = {
     "perturbk": perturbk,
     "optax": perturbations,
