@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+from jax import lax
 
 from perturbk.kernels.machine import PLAIN, Machine
 from perturbk.kernels.noise import NoiseMath
@@ -75,3 +77,10 @@ class Draws:
         """`NoiseMath.quick_moment`, if the noise has it."""
         assert self.math.quick_moment is not None
         return self.math.quick_moment(bits, order, self.machine)
+
+
+def perturbed(draw: Callable, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
+    """x + sigma z of a block: float32 [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
+    rows, _, d = x.shape
+    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
+    return x[..., None] + sigma[..., None] * draw(coordinate)[:, None]

@@ -3,7 +3,8 @@
 The generator is a state: what it gives follows from the last seed and from how often it was asked
 since. It is therefore seeded anew for each *cell*, the neighbours of one row in 1024 samples, and
 asked for all of a cell at once: then a variate depends on nothing but the key and its place, and
-every kernel can draw it again (so does `jax.experimental.pallas.tpu.sample_block`).
+every kernel can draw it again (so does `jax.experimental.pallas.tpu.sample_block`). The seeds are
+computed beforehand: eight bytes for a cell, of up to 32768 variates.
 """
 
 from __future__ import annotations

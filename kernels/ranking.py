@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.draws import Draws
+from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.tuning import TUNING
 
 
@@ -112,11 +112,9 @@ def codes(
 
     `key` is one of `SORT_KEYS`.
     """
-    rows, _, d = x.shape
-    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
+    y = perturbed(draw, x, sigma, num_lanes)
     # Without the barrier each of the d comparisons would draw the noise anew.
-    return ranks(lax.optimization_barrier(key(y))).astype(code_dtype(d))
+    return ranks(lax.optimization_barrier(key(y))).astype(code_dtype(x.shape[-1]))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

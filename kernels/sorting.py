@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.draws import Draws
+from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.tuning import TUNING
 
@@ -71,7 +71,7 @@ def _by_xla(key: jax.Array) -> jax.Array:
 
 
 def _by_network(key: jax.Array) -> jax.Array:
-    """Batcher's bitonic network, all lanes at once: XLA's sort on a CPU compares one by one."""
+    """Batcher's bitonic network (1968), all lanes at once; XLA on a CPU compares one by one."""
     *lead, d, lanes = key.shape
     width = 1 << (d - 1).bit_length()
     padding = [(0, 0, 0)] * len(lead) + [(0, width - d, 0), (0, 0, 0)]
@@ -105,11 +105,8 @@ def codes(
 
     `key` is that of one of `SORTS`.
     """
-    rows, _, d = x.shape
-    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
     # The barrier keeps the noise from being drawn for each of the first comparators.
-    return ascending(lax.optimization_barrier(key(y)))
+    return ascending(lax.optimization_barrier(key(perturbed(draw, x, sigma, num_lanes))))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int, *, sort: Sort) -> jax.Array:

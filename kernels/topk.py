@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels import argmax
+from perturbk.kernels.draws import perturbed
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
 
@@ -89,10 +90,8 @@ def codes(
 
     `key` gives int32 keys of perturbed values, above `LAST`; the largest come first.
     """
-    rows, _, d = x.shape
-    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    y = x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
-    keys = lax.optimization_barrier(key(y))
+    d = x.shape[-1]
+    keys = lax.optimization_barrier(key(perturbed(draw, x, sigma, num_lanes)))
 
     def in_groups(keys):
         return largest(keys, k, min(d, TUNING.top_k_group))
