@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +18,14 @@ from workloads import WORKLOADS, Workload
 # Else a call on a CPU is handed to another thread, whose waking takes longer than a small program.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
-LIBRARIES: dict[str, Any] = {
-    "perturbk": perturbk,
-    "optax": perturbations,
+LIBRARIES = ("perturbk", "optax")
+# "perturbk", followed by the stream or the implementation that is named.
+_NAMED: dict[str, dict[str, Any]] = {
+    "perturbk": {},
+    "perturbk philox": dict(rng="philox"),
+    **{f"perturbk {name}": dict(implementation=name) for name in ("xla", "pallas", "triton")},
+    "perturbk triton philox": dict(implementation="triton", rng="philox"),
 }
-_PHILOX = types.SimpleNamespace(
-    make_perturbed_fun=functools.partial(perturbk.make_perturbed_fun, rng="philox")
-)
-_MAKERS = {**LIBRARIES, "perturbk philox": _PHILOX}  # whose numbers are not optax's
 KINDS = ("value", "value and gradient")
 
 _TOLERANCE = 1e-5  # of the largest entry: float32 sums of up to a million terms, in another order
@@ -60,17 +59,17 @@ class Case:
     def temp_bytes(self, library: str) -> int:
         return temp_bytes(self.compiled(library))
 
-    def check(self, ours: Any, theirs: Any) -> float:
-        """Largest relative difference of two results.
+    def check(self, ours: Any, theirs: Any, tolerance: float = _TOLERANCE) -> float:
+        """Largest difference of two results, of the largest entry.
 
         Raises:
-            AssertionError: it is more than rounding.
+            AssertionError: it is more than the tolerance, which is that of rounding.
         """
         worst = 0.0
         for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
             assert jnp.all(jnp.isfinite(a)), f"{self.name}: the result is not finite"
             difference, largest = max_difference(a, b)
-            assert difference <= _TOLERANCE * largest, (
+            assert difference <= tolerance * largest, (
                 f"{self.name}: differs from optax by {difference:.1e} of {largest:.1e}"
             )
             worst = max(worst, difference / largest)
@@ -80,7 +79,10 @@ class Case:
 @functools.cache
 def _compiled(case: Case, library: str) -> jax.stages.Compiled:
     w = case.workload
-    perturbed = _MAKERS[library].make_perturbed_fun(w.fun, w.num_samples, w.sigma)
+    make = perturbations.make_perturbed_fun
+    if library != "optax":
+        make = functools.partial(perturbk.make_perturbed_fun, **_NAMED[library])
+    perturbed = make(w.fun, w.num_samples, w.sigma)
     f = w.over_rows(perturbed)
 
     def value(key: jax.Array, x: jax.Array, weights: jax.Array) -> jax.Array:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from gpu_programs import Program, Size, compiled, programs
+from gpu_pool import on_device
+from gpu_programs import Program, Size, programs
 
 import perturbk
 from perturbk.kernels import reference
@@ -20,28 +23,46 @@ _CODES = {"cpu": 0.0, "cuda": 1e-4}  # most codes that differ, of all
 _SUMS = {"cpu": 1e-5, "cuda": 1e-3}  # of the largest entry
 
 
-def check_all(
-    names: Sequence[str], platform: str, size: Size, ranked: Sequence[int], only: str
-) -> list[str]:
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """Of a vector, by every implementation."""
+
+    op: str
+    rng: str
+    size: Size
+
+
+Check = Program | Estimator
+
+
+def checks(size: Size, ranked: Sequence[int], only: str) -> list[Check]:
+    """All that must hold; ranks are checked at lengths of their own."""
+    estimators = [Estimator(op, rng, size) for rng in STREAMS for op in FUNS if only in ("", op)]
+    return [*programs(only, size, ranked), *estimators]
+
+
+def check(what: Check, names: Sequence[str], platform: str) -> list[str]:
     """What is wrong; empty if nothing is."""
-    return [
-        *_kernels(names, platform, programs(only, size, ranked)),
-        *_estimators(names, platform, size, only),
-    ]
+    one = _kernel if isinstance(what, Program) else _estimator
+    return list(one(what, names, platform))
 
 
-def _kernels(names: Sequence[str], platform: str, wanted: Sequence[Program]) -> Iterator[str]:
-    """Every primitive by every implementation, against XLA's, and twice."""
-    calls = compiled([(name, program) for program in wanted for name in names], platform)
-    for (name, program), call in calls.items():
-        what = f"{name} {program.name}"
-        if isinstance(call, NotImplementedError):
-            print(f"not run: {what}: {call}", flush=True)
-        elif name != "xla":
+def _kernel(program: Program, names: Sequence[str], platform: str) -> Iterator[str]:
+    """A primitive by every implementation, against XLA's, and twice."""
+    calls = {}
+    for name in names:
+        try:
+            calls[name] = program.compiled(name, platform)
+        except NotImplementedError as error:
+            print(f"not run: {name} {program.name}: {error}", flush=True)
+    with on_device():
+        expected = _comparable(program, calls.pop("xla")())
+        for name, call in calls.items():
             found = call()
-            pair = (_comparable(program, out) for out in (found, calls["xla", program]()))
-            yield from _apart(what, *pair, platform)
-            yield from _unrepeated(what, found, call())
+            yield from _apart(
+                f"{name} {program.name}", _comparable(program, found), expected, platform
+            )
+            yield from _unrepeated(f"{name} {program.name}", found, call())
 
 
 def _comparable(program: Program, out: Any) -> Any:
@@ -52,39 +73,38 @@ def _comparable(program: Program, out: Any) -> Any:
     return jax.tree.map(lambda a: value(a) if np.issubdtype(a.dtype, np.integer) else a, out)
 
 
-def _estimators(names: Sequence[str], platform: str, size: Size, only: str) -> Iterator[str]:
-    """Value and gradient of whole estimators, against the specification."""
+def _estimator(what: Estimator, names: Sequence[str], platform: str) -> Iterator[str]:
+    """Value and gradient of a whole estimator, against the specification."""
+    size, fun, rng = what.size, FUNS[what.op], what.rng
     x = jax.random.normal(jax.random.key(4), (size.d,))
     key, weights = jax.random.key(5), jax.random.normal(jax.random.key(6), (size.d,))
     static: dict[str, Any] = dict(num_samples=size.num_samples, sigma=0.5)
-    for rng in STREAMS:
-        draw = reference.DRAWS[rng](key, "gumbel") if rng in reference.DRAWS else None
-        for op, fun in ((op, fun) for op, fun in FUNS.items() if only in ("", op)):
+    draw = reference.DRAWS[rng](key, "gumbel") if rng in reference.DRAWS else None
 
-            def plain(x, fun=fun, draw=draw):
-                return reference.perturbed_mean(
-                    fun, key, x, noise=perturbk.Gumbel(), draw=draw, **static
-                )
+    def plain(x):
+        return reference.perturbed_mean(fun, key, x, noise=perturbk.Gumbel(), draw=draw, **static)
 
-            expected = _value_and_gradient(plain, x, weights)
-            for name in names:
-                f = perturbk.make_perturbed_fun(fun, implementation=name, rng=rng, **static)
-                what = f"{name} {op} {rng}, value and gradient"
-                try:
-                    found = _value_and_gradient(lambda x, f=f: f(key, x), x, weights)
-                except NotImplementedError as error:
-                    print(f"not run: {what}: {error}", flush=True)
-                    continue
-                yield from _apart(what, found, expected, platform)
+    calls = {"": _value_and_gradient(plain, x, weights)}
+    for name in names:
+        f = perturbk.make_perturbed_fun(fun, implementation=name, rng=rng, **static)
+        try:
+            calls[name] = _value_and_gradient(lambda x, f=f: f(key, x), x, weights)
+        except NotImplementedError as error:
+            print(f"not run: {name} {what.op} {rng}, value and gradient: {error}", flush=True)
+    with on_device():
+        expected = calls.pop("")()
+        for name, call in calls.items():
+            yield from _apart(
+                f"{name} {what.op} {rng}, value and gradient", call(), expected, platform
+            )
 
 
-def _value_and_gradient(f, x, weights):
-    @jax.jit
+def _value_and_gradient(f, x, weights) -> Callable[[], Any]:
     def both(x):
         out, pullback = jax.vjp(f, x)
         return out, pullback(weights.astype(out.dtype))[0]
 
-    return both(x)
+    return functools.partial(jax.jit(both).lower(x).compile(), x)
 
 
 def _apart(what: str, found, expected, platform: str) -> Iterator[str]:

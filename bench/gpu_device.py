@@ -8,7 +8,8 @@
     python bench/gpu_device.py --platform cpu  rehearses all of it on small shapes, interpreted; its
                                            times mean nothing, and nothing is recorded
 
-Nothing is timed before all checks have passed; the exit status is 1 if one fails.
+Programs are compiled side by side, in processes of their own, and run one at a time. Nothing is
+recorded unless all checks have passed; the exit status is 1 if one fails.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import datetime
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -27,12 +29,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests")]
 
+# Processes share the device, and give back what they do not need.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import gpu_checks  # noqa: E402
+import gpu_pool  # noqa: E402
 import gpu_report  # noqa: E402
+import gpu_times  # noqa: E402
 import jax  # noqa: E402
-from gpu_checks import check_all  # noqa: E402
 from gpu_code import CLOCK, SMS  # noqa: E402
 from gpu_programs import Size, implementations_here  # noqa: E402
-from gpu_times import GOALS_AT, against_ceiling, against_optax  # noqa: E402
 
 from perturbk.demo_measure import machine  # noqa: E402
 
@@ -41,7 +47,11 @@ RECORD = ROOT / "bench" / "results" / "gpu_device.json"
 _CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 64, 100)
 _REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
 _TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64, 128, 1024)  # as in gpu_instructions.py
-_AGAINST_OPTAX = (Size(1, 5, 100), GOALS_AT, Size(16, 10_000, 1000))
+_AGAINST_OPTAX = (
+    *(Size(*size) for size in ((1, 5, 100), (1, 100, 1000), (1, 1000, 1000), (1, 100_000, 200))),
+    *(Size(*size) for size in ((16, 100, 1000), (64, 1000, 200), (16, 10_000, 200))),
+    gpu_times.GOALS_AT,
+)
 _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
 
 
@@ -81,14 +91,24 @@ def of_ceiling(about: dict[str, Any]) -> float:
     return cores / SMS * float(clock[1]) * 1e6 / CLOCK if cores and clock else 1.0
 
 
-def sanitize() -> int:
+def sanitize(workers: int) -> int:
     """compute-sanitizer's exit status for the checks on a small shape."""
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         raise SystemExit("compute-sanitizer is not on PATH: it comes with the CUDA toolkit")
     here = [sys.executable, str(Path(__file__).resolve()), "--checks-only", "--small"]
-    environment = dict(os.environ, XLA_PYTHON_CLIENT_PREALLOCATE="false")
-    return subprocess.run([tool, "--error-exitcode", "1", *here], env=environment).returncode
+    options = ["--target-processes", "all", "--error-exitcode", "1"]
+    return subprocess.run([tool, *options, *here, "--workers", str(workers)]).returncode
+
+
+def _work(job: Any) -> Any:
+    """In one of the processes: what is wrong, or rows of a table."""
+    what, names, platform, seconds = job
+    if isinstance(what, gpu_checks.Check):
+        return gpu_checks.check(what, names, platform)
+    if isinstance(what, gpu_times.Counted):
+        return gpu_times.time_kernel(what, platform, seconds)
+    return gpu_times.time_contest(what, seconds)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,6 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--checks-only", action="store_true", help="no times")
     parser.add_argument("--small", action="store_true", help="check on a small shape")
     parser.add_argument("--only", default="", metavar="OP", help="one op, not recorded")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), metavar="N", help="processes that compile"
+    )
     options = parser.parse_args(arguments)
     rehearsal = options.platform == "cpu"
     if options.readme and (
@@ -109,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         parser.error("--readme shows a whole measurement on a GPU, and goes with no other option")
     if options.sanitize:
-        return sanitize()
+        return sanitize(options.workers)
 
     platform = platform_of(options.platform)
     small = rehearsal or options.small
@@ -122,35 +145,51 @@ def main(arguments: list[str] | None = None) -> int:
     }
     print(json.dumps(about, indent=1), flush=True)
     checked = (_REHEARSED, _REHEARSED_RANKED) if small else (_CHECKED, _CHECKED_RANKED)
-    faults = check_all(names, platform, *checked, options.only)
-    if faults:
-        print("\n".join(faults), file=sys.stderr)
-        return 1
-    if options.checks_only:
-        return 0
+    wanted: list[Any] = [*gpu_checks.checks(*checked, options.only)]
+    if not options.checks_only:
+        timed = (_REHEARSED, _REHEARSED_RANKED) if rehearsal else (_TIMED, _TIMED_RANKED)
+        about["part of the counted ceilings"] = part = round(of_ceiling(about), 3)
+        wanted += gpu_times.counted(names, *timed, options.only, part)
+        sizes = (_REHEARSED,) if rehearsal else _AGAINST_OPTAX
+        ours = ("perturbk", "perturbk philox", *(f"perturbk {name}" for name in names))
+        wanted += gpu_times.contests(sizes, ours, options.only)
 
-    seconds = 0.0 if rehearsal else 0.3 if options.quick else 1.0
-    timed = (_REHEARSED, _REHEARSED_RANKED) if rehearsal else (_TIMED, _TIMED_RANKED)
-    about["part of the counted ceilings"] = part = round(of_ceiling(about), 3)
-    kernels = against_ceiling(names, platform, *timed, seconds, options.only, part)
+    seconds = 0.0 if rehearsal else 0.05 if options.quick else 0.3
+    jobs = [(what, names, platform, seconds) for what in wanted]
+    random.Random(0).shuffle(jobs)  # so that what takes long is spread over the processes
+    faults, rows = [], {}
+    for (what, *_), found, fault in gpu_pool.results(_work, jobs, options.workers):
+        new = [f"{what}: {fault}"] if fault else found if isinstance(what, gpu_checks.Check) else []
+        faults += new
+        print("\n".join(f"WRONG {line}" for line in new), end="\n" * bool(new), flush=True)
+        if not fault and not isinstance(what, gpu_checks.Check):
+            rows[what] = found
+            print("\n".join(map(json.dumps, found)), flush=True)
+    print(f"{len(jobs)} jobs, {len(faults)} faults", flush=True)
+    if options.checks_only:
+        return 1 if faults else 0
+
     if not rehearsal:  # clocks under load
         about["clocks after the kernels"] = nvidia_smi().get("clocks.sm", "unknown")
     record = {
         "machine": about,
-        "kernels": kernels,
-        "optax": against_optax(
-            (_REHEARSED,) if rehearsal else _AGAINST_OPTAX, seconds, options.only
-        ),
+        "kernels": _rows(rows, wanted, gpu_times.Counted),
+        "optax": _rows(rows, wanted, gpu_times.Contest),
     }
     if rehearsal:
         print("A rehearsal on a CPU: the times below mean nothing.")
-    elif not (options.quick or options.only):
+    elif not (options.quick or options.only or faults):
         RECORD.write_text(json.dumps(record, indent=1) + "\n")
     print(gpu_report.tables(record))
-    if options.readme:
+    if options.readme and not faults:
         readme = ROOT / "README.md"
         readme.write_text(gpu_report.in_readme(readme.read_text("utf-8"), record), "utf-8")
-    return 0
+    return 1 if faults else 0
+
+
+def _rows(rows: dict[Any, list], wanted: list[Any], kind: type) -> list[dict[str, Any]]:
+    """Those of one kind, in the order in which they were wanted."""
+    return [row for what in wanted if isinstance(what, kind) for row in rows.get(what, [])]
 
 
 if __name__ == "__main__":

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +21,8 @@ from perturbk.kernels.streams import STREAMS
 _K, _VECTORS = 5, 4  # as in gpu_instructions.py
 _OF_OPS = "samples", "samples_and_dot", "op_sum", "op_dot"
 _OF_SCORE = "score_dot", "score_sum"
-_OTHER_ORDERS = set(IN_ORDER) - {"ranking", "sort"}
+_FIRST = "samples", "score_sum"
+_VARIANTS = {*IN_ORDER, sized("top_k_indices", _K)} - {"ranking", "sort"}
 _STREAMS = [rng for rng in STREAMS if STREAMS[rng](1).anywhere]
 
 
@@ -131,32 +130,17 @@ def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
         if not only:
             for primitive, vectors in itertools.product(_OF_SCORE, (1, _VECTORS)):
                 found.append(Program(primitive, "", noise, rng, size, vectors))
-    # A stream for TPUs, and orders that differ in their sort keys only: one kernel of each will do.
-    return [
-        program
-        for program in found
-        if program.primitive in ("samples", "score_sum")
-        or (program.rng != "threefry_pair" and program.op not in _OTHER_ORDERS)
-    ]
+    return [program for program in found if program.primitive in _FIRST or _differs(program)]
 
 
-def compiled(
-    wanted: Sequence[tuple[str, Program]], platform: str
-) -> dict[tuple[str, Program], Callable[[], Any] | NotImplementedError]:
-    """The programs of (implementation, program), or why there is none.
+def _differs(program: Program) -> bool:
+    """Whether its kernels are not made of the parts of others.
 
-    Compiled side by side, but for "triton", whose compiler keeps its state in the process.
+    One kernel each will do of a stream for TPUs, of orders and results that differ in a few lines,
+    and of sorted values under Normal noise.
     """
-
-    def one(pair: tuple[str, Program]) -> Callable[[], Any] | NotImplementedError:
-        name, program = pair
-        try:
-            return program.compiled(name, platform)
-        except NotImplementedError as error:
-            return error
-
-    alone = [pair for pair in wanted if pair[0] == "triton"]
-    together = [pair for pair in wanted if pair[0] != "triton"]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = dict(zip(together, pool.map(one, together), strict=True))
-    return found | {pair: one(pair) for pair in alone}
+    return (
+        program.rng != "threefry_pair"
+        and program.op not in _VARIANTS
+        and (program.noise == "gumbel" or program.op in ("", "argmax"))
+    )

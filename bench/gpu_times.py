@@ -2,28 +2,137 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from cases import KINDS, Case
-from gpu_programs import Program, Size, compiled, programs
+from gpu_pool import on_device
+from gpu_programs import Program, Size, programs
 
-from perturbk.demo_measure import alternate
-from workloads import Workload
+from perturbk.demo_measure import Times, alternate
+from workloads import FUNS, Workload
 
 _COUNTED = Path(__file__).parent / "results" / "gpu_instructions.json"
-_ENQUEUED = 20  # calls before one is waited for, so that the launch is not what is timed
-_OPS = ("argmax", "top_k", "ranking", "sort")
-_OURS = ("perturbk", "perturbk philox")
+# Short programs are enqueued so often before one is waited for, so that the launch is not what is
+# timed; longer ones, to last so long.
+_ENQUEUED, _LONG = 20, 2e-3
 GOALS_AT = Size(256, 100, 1000)
 _GOALS = {  # times faster than optax, value and gradient
     ("argmax", "perturbk"): 1.2,
     ("argmax", "perturbk philox"): 6.0,
-    **{(op, ours): 5.0 for op in ("top_k", "ranking") for ours in _OURS},
+    **{(op, f"perturbk{rng}"): 5.0 for op in ("top_k", "ranking") for rng in ("", " philox")},
 }
+# Of the largest entry: a winner may differ where the logarithms differ in the last bits, and is one
+# of the samples. That it is rare is checked by kernel.
+_TOLERANCE = 2e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """A kernel whose instructions are counted, and the ceiling that follows, G variates/s."""
+
+    kernel: str
+    implementation: str
+    program: Program
+    ceiling: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """A workload by optax and by ours, as `cases.py` names them."""
+
+    case: Case
+    ours: tuple[str, ...]
+
+
+def counted(
+    names: Sequence[str], size: Size, ranked: Sequence[int], only: str, part: float
+) -> list[Counted]:
+    """The kernels of these implementations.
+
+    part: the device's SMs and clock of those that the counted ceilings are for, multiplied.
+    """
+    record = json.loads(_COUNTED.read_text())["kernels"]
+    found = []
+    for program, name in itertools.product(programs(only, size, ranked), names):
+        kernel = program.name if name == "pallas" else f"{name} {program.name}"
+        if kernel in record:
+            ceiling = record[kernel]["ceiling, G variates/s"] * part
+            found.append(Counted(kernel, name, program, ceiling))
+    return found
+
+
+def contests(sizes: Sequence[Size], ours: Sequence[str], only: str) -> list[Contest]:
+    """Every op at every size that has the five coordinates that some need."""
+    return [
+        Contest(Case(Workload(op, size.batch, size.d, size.num_samples), kind), tuple(ours))
+        for size, op, kind in itertools.product(sizes, FUNS, KINDS)
+        if only in ("", op)
+    ]
+
+
+def time_kernel(what: Counted, platform: str, seconds: float) -> list[dict[str, Any]]:
+    call = what.program.compiled(what.implementation, platform)
+    with on_device():
+        times = _times({"kernel": call}, seconds)
+    rate = what.program.size.variates / times.median("kernel") / 1e9
+    return [{"kernel": what.kernel, "rate": rate, "of ceiling": rate / what.ceiling}]
+
+
+def time_contest(what: Contest, seconds: float) -> list[dict[str, Any]]:
+    """Ratios of time to optax's, after a comparison of the results."""
+    case = what.case
+    calls = {"optax": case.call("optax")}
+    for ours in what.ours:
+        try:
+            calls[ours] = case.call(ours)
+        except NotImplementedError as error:
+            print(f"not run: {ours} {case.name}: {error}", flush=True)
+    with on_device():
+        expected = calls["optax"]()
+        differences = {
+            ours: case.check(calls[ours](), expected, _TOLERANCE)
+            for ours in calls
+            if "philox" not in ours  # whose numbers are not optax's
+        }
+        times = _times(calls, seconds)
+    size = Size(case.workload.batch, case.workload.d, case.workload.num_samples)
+    at_goal = size == GOALS_AT and case.kind == "value and gradient"
+    return [
+        {
+            "case": case.name,
+            "library": ours,
+            "seconds": times.median(ours),
+            "optax_seconds": times.median("optax"),
+            "ratio": times.ratio("optax", ours),
+            "goal": _GOALS.get((case.workload.op, ours)) if at_goal else None,
+            "temp_bytes": case.temp_bytes(ours),
+            "optax_temp_bytes": case.temp_bytes("optax"),
+            "difference": differences.get(ours),
+        }
+        for ours in calls
+        if ours != "optax"
+    ]
+
+
+def _times(calls: Mapping[str, Callable[[], Any]], seconds: float) -> Times:
+    """Seconds per call; 0 for a rehearsal."""
+    counts, enqueued = {}, {}
+    for name, call in calls.items():
+        jax.block_until_ready(call())
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        count = round(_LONG / (time.perf_counter() - start))
+        counts[name] = min(max(count, 1), _ENQUEUED) if seconds else 1
+        enqueued[name] = _many(call, counts[name])
+    rounds = alternate(enqueued, seconds=seconds, batch_seconds=_LONG).rounds
+    return Times({name: [s / counts[name] for s in rounds[name]] for name in calls})
 
 
 def _many(call: Callable[[], Any], count: int) -> Callable[[], Any]:
@@ -33,66 +142,3 @@ def _many(call: Callable[[], Any], count: int) -> Callable[[], Any]:
         return call()  # a device's stream is in order: the last is done when all are
 
     return run
-
-
-def against_ceiling(
-    names: Sequence[str],
-    platform: str,
-    size: Size,
-    ranked: Sequence[int],
-    seconds: float,
-    only: str,
-    part: float,
-) -> list[dict[str, Any]]:
-    """Rate of each kernel whose instructions are counted, in variates per second.
-
-    part: the device's SMs and clock of those that the counted ceilings are for, multiplied.
-    """
-    counted = json.loads(_COUNTED.read_text())["kernels"]
-    pairs = ((name, program) for program in programs(only, size, ranked) for name in names)
-    wanted = {pair: known for pair in pairs if (known := _known(*pair)) in counted}
-    calls = compiled(list(wanted), platform)
-    found, enqueued = [], _ENQUEUED if seconds else 1
-    for (name, program), known in wanted.items():
-        call = calls[name, program]
-        if isinstance(call, NotImplementedError):
-            continue  # said by the checks
-        times = alternate({"kernel": _many(call, enqueued)}, seconds=seconds)
-        rate = program.size.variates * enqueued / times.median("kernel") / 1e9
-        ceiling = counted[known]["ceiling, G variates/s"] * part
-        found.append({"kernel": known, "rate": rate, "of ceiling": rate / ceiling})
-    return found
-
-
-def _known(name: str, program: Program) -> str:
-    """The name of a kernel among those whose instructions are counted."""
-    return program.name if name == "pallas" else f"{name} {program.name}"
-
-
-def against_optax(sizes: Sequence[Size], seconds: float, only: str) -> list[dict[str, Any]]:
-    """Ratios of time to optax's, each after a comparison of the results."""
-    found, enqueued = [], _ENQUEUED if seconds else 1
-    for size, op in itertools.product(sizes, (op for op in _OPS if only in ("", op))):
-        for kind in KINDS:
-            case = Case(Workload(op, size.batch, size.d, size.num_samples), kind)
-            calls = {name: case.call(name) for name in ("optax", *_OURS)}
-            difference = case.check(calls["perturbk"](), calls["optax"]())
-            times = alternate(
-                {name: _many(call, enqueued) for name, call in calls.items()}, seconds=seconds
-            )
-            at_goal = size == GOALS_AT and kind == "value and gradient"
-            for ours in _OURS:
-                found.append(
-                    {
-                        "case": case.name,
-                        "library": ours,
-                        "seconds": times.median(ours) / enqueued,
-                        "optax_seconds": times.median("optax") / enqueued,
-                        "ratio": times.ratio("optax", ours),
-                        "goal": _GOALS[op, ours] if at_goal else None,
-                        "temp_bytes": case.temp_bytes(ours),
-                        "optax_temp_bytes": case.temp_bytes("optax"),
-                        "difference": difference,  # of the stream that optax draws from
-                    }
-                )
-    return found

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from perturbk.kernels.tuning import TUNING
+
 
 def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
     """(number of blocks, size): even blocks of at most about `most` that cover n.
@@ -20,6 +22,16 @@ def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
         size = -(-size // multiple) * multiple
         count = -(-n // size)
     return count, size
+
+
+def cut(length: int, least: int, programs: int) -> tuple[int, int]:
+    """(pieces, length of each) of a loop that so many programs go through, to fill a GPU.
+
+    Pieces are of at least about `least`. Their number does not depend on the batch, and so neither
+    do sums over them.
+    """
+    most = max(1, TUNING.kernel_cut_programs // programs)
+    return split(length, max(min(length, least), -(-length // most)))
 
 
 def even_blocks(n: int, most: int) -> tuple[int, int]:

@@ -60,12 +60,17 @@ def column_at(first, size: int, stride: int = 1) -> tuple[object, object]:
 Pair = tuple[jax.Array, jax.Array]  # what decides, and an index
 
 
-def insert(kept: Sequence[Pair], new: Pair) -> tuple[Pair, ...]:
-    """The largest of all, in descending order, as are those kept; the last makes room."""
+def insert(kept: Sequence[Pair], new: Pair, *, by_index: bool = False) -> tuple[Pair, ...]:
+    """The largest of all, in descending order, as are those kept; the last makes room.
+
+    Of equals the earlier comes first, or the one with the lower index.
+    """
     found = []
     value, index = new  # and then what makes way
     for here, at in kept:
-        wins = new[0] > here  # strict: the earlier wins a tie
+        wins = new[0] > here
+        if by_index:
+            wins |= (new[0] == here) & (new[1] < at)
         found.append((lax.max(value, here), jnp.where(wins, index, at)))
         value, index = lax.min(value, here), jnp.where(wins, at, index)
     return tuple(found)

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.blocks import pad_to, split
+from perturbk.kernels.blocks import cut, pad_to, split
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.pallas import launch, machine, power_of_two
 from perturbk.kernels.streams import THREEFRY, Stream
@@ -80,9 +80,12 @@ def score_dot(
     cells = _Cells(size, noise, stream, platform)
     tile, lane_blocks = cells.tile, -(-num_samples // lanes)
     blocks, together = cells.together(shared)
+    pieces, piece = cut(cells.tiles, TUNING.kernel_piece_tiles, lane_blocks)
     fma = machine(platform).fma
 
     def body(keys_ref, v_ref, out_ref):
+        first = pl.program_id(2) * piece
+
         def add(t, totals):
             for i, moment in enumerate(cells.moments(keys_ref, slice(None), t, order, power)):
                 at = pl.ds((t * cells.cell + i) * tile, tile)
@@ -90,25 +93,27 @@ def score_dot(
             return totals
 
         zero = jnp.zeros((tile, lanes), jnp.float32)
-        totals = lax.fori_loop(0, cells.tiles, add, (zero,) * together)
+        totals = lax.fori_loop(first, first + piece, add, (zero,) * together)
         for s, total in enumerate(totals):
             out_ref[s : s + 1, :] = jnp.sum(total, 0, keepdims=True)
 
     v = cells.split(_in_blocks(v, blocks, together).reshape(-1, size))
+    v = pad_to(v, pieces * piece * cells.cell * tile, 1)
     v = v.reshape(groups * blocks, together, -1, 1)
     out = launch(
         body,
         [pad_to(keys, lane_blocks * lanes, 2), v],
         [
-            pl.BlockSpec((None, keys.shape[1], lanes), lambda p, b: (p // blocks, 0, b)),
-            pl.BlockSpec((None, *v.shape[1:]), lambda p, b: (p, 0, 0, 0)),
+            pl.BlockSpec((None, keys.shape[1], lanes), lambda p, b, c: (p // blocks, 0, b)),
+            pl.BlockSpec((None, *v.shape[1:]), lambda p, b, c: (p, 0, 0, 0)),
         ],
-        pl.BlockSpec((None, together, lanes), lambda p, b: (p, 0, b)),
-        jax.ShapeDtypeStruct((groups * blocks, together, lane_blocks * lanes), jnp.float32),
-        grid=(groups * blocks, lane_blocks),
+        pl.BlockSpec((None, None, together, lanes), lambda p, b, c: (p, c, 0, b)),
+        jax.ShapeDtypeStruct((groups * blocks, pieces, together, lane_blocks * lanes), jnp.float32),
+        grid=(groups * blocks, lane_blocks, pieces),
         name=f"score_dot_{noise}_{order}_{power}",
         platform=platform,
     )
+    out = jnp.sum(out, 1)
     return out.reshape(groups, blocks * together, -1)[:, :shared, :num_samples]
 
 
@@ -129,7 +134,8 @@ def score_sum(
     blocks, together = cells.together(shared)
     fma = machine(platform).fma
     tile, lane_tiles = cells.tile, -(-num_samples // lanes)
-    run_tiles = -(-lane_tiles // TUNING.kernel_runs)
+    run_tiles = max(-(-lane_tiles // TUNING.kernel_runs), TUNING.kernel_run_tiles)
+    run_tiles = min(run_tiles, lane_tiles)
     runs = -(-lane_tiles // run_tiles)
     run, height = run_tiles * lanes, cells.cell * tile
 

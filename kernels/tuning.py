@@ -46,11 +46,11 @@ class Tuning:
     kernel_lanes: int = 128
     # A race of 75 instructions per variate rather than 127 (sm_90, Threefry) pays from here on for
     # the four that are drawn again, and with k winners from so many coordinates for each of them.
-    # Longer rows end in doubt too often: the lead of the winner is about 1/d, and the error of a
-    # bound 2^-21; of 128 samples, one in four times at 4096.
+    # Longer rows end in doubt too often: the leads of winners are about 1/d each, and the error of a
+    # bound is 2^-21; of 128 samples, one in a tile of sixty for the five largest of 32768.
     race_least: int = 24
     race_least_for_each: int = 10
-    race_most: int = 4096
+    race_most: int = 1 << 15
     # Of the four variates drawn together, how many fours; one if there are more winners than the
     # second number, since a thread keeps as many for each.
     race_piece: int = 4
@@ -68,6 +68,15 @@ class Tuning:
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
+    # Tiles of samples that a program of sums over samples takes, if there are so many: its start,
+    # and the sum over lanes at its end, take as long as one of them.
+    kernel_run_tiles: int = 8
+    # A row that few programs go through is cut into pieces, to fill a GPU: so many programs of four
+    # warps are at work on it at a time. Pieces are no shorter than so many tiles of a score
+    # product, or coordinates of a row, so that their start stays cheap.
+    kernel_cut_programs: int = 1024
+    kernel_piece_tiles: int = 16
+    kernel_piece_least: int = 128
     # Coordinates of a row that are ranked in the registers of one thread: a word for each, and in
     # sums as many totals.
     kernel_network_most: int = 64
