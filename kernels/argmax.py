@@ -17,17 +17,41 @@ from perturbk.kernels.draws import Draws
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
 
+_LARGEST = np.float32(np.finfo(np.float32).max)
+
 
 def first_max(y: jax.Array, axis: int) -> jax.Array:
     """Index of the first maximum (or first NaN) along `axis`, int32.
 
     The same as `jnp.argmax`, as two plain reductions: XLA vectorises these, whereas an argmax
-    fused with the noise costs ten times as much on a CPU.
+    fused with the noise costs ten times as much on a CPU. There its maximum may pass over NaN.
     """
+    size = np.int32(y.shape[axis])
+    index = lax.broadcasted_iota(jnp.int32, y.shape, axis % y.ndim)
+    top, nan = jnp.max(y, axis, keepdims=True), y != y
+    first = jnp.min(jnp.where(nan, index - size, jnp.where(y == top, index, size)), axis)
+    return jnp.where(first < 0, first + size, first)
+
+
+def _first_top(y: jax.Array, axis: int) -> jax.Array:
+    """The same where no value is NaN."""
+    index = lax.broadcasted_iota(jnp.int32, y.shape, axis)
     top = jnp.max(y, axis, keepdims=True)
-    index = lax.broadcasted_iota(jnp.int32, y.shape, y.ndim + axis if axis < 0 else axis)
-    hit = (y == top) | (y != y)
-    return jnp.min(jnp.where(hit, index, np.int32(y.shape[axis])), axis)
+    return jnp.min(jnp.where(y == top, index, np.int32(y.shape[axis])), axis)
+
+
+def without_nan(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x and sigma with which a plain maximum finds the winner that `first_max` finds.
+
+    The noise is finite, so a row with a NaN in x or sigma has its winner there, in every sample:
+    the first of them gets +inf and the rest of the row -inf. An infinite sigma becomes finite.
+    """
+    nan = (x != x) | (sigma != sigma)
+    index = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    first = jnp.min(jnp.where(nan, index, np.int32(x.shape[-1])), -1, keepdims=True)
+    certain = jnp.where(index == first, np.float32(np.inf), np.float32(-np.inf))
+    x = jnp.where(jnp.any(nan, -1, keepdims=True), certain, x)
+    return x, jnp.clip(jnp.where(sigma != sigma, np.float32(1), sigma), -_LARGEST, _LARGEST)
 
 
 def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
@@ -40,10 +64,11 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
         num_lanes: samples in the block.
     """
     rows, shared, d = x.shape
+    x, sigma = without_nan(x, sigma)
     if shared > 1:
         coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
         z = lax.optimization_barrier(draw(coordinate))
-        return first_max(x[..., None] + sigma[..., None] * z[:, None], 2).astype(code_dtype(d))
+        return _first_top(x[..., None] + sigma[..., None] * z[:, None], 2).astype(code_dtype(d))
     return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
 
 
@@ -67,7 +92,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     for i, z in enumerate(draw.four(place) if group == 4 else [draw(place)]):
         y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
         best = y if best is None else jnp.maximum(best, y)
-    winner = lax.optimization_barrier(first_max(lax.optimization_barrier(best), 1))
+    winner = lax.optimization_barrier(_first_top(lax.optimization_barrier(best), 1))
     if group == 1:
         return winner
     xs, sigmas = (
@@ -76,7 +101,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
     y = lax.optimization_barrier(xs + sigmas * draw(coordinate))
-    return winner * np.int32(group) + first_max(y, 1)
+    return winner * np.int32(group) + _first_top(y, 1)
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

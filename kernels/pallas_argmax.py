@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.argmax import first_max
+
 _NONE = np.int32(np.iinfo(np.int32).max)
 
 
@@ -37,6 +39,12 @@ def winners(row, tangent_ref=None) -> tuple[tuple[jax.Array], jax.Array]:
     start = best, arg, jnp.broadcast_to(product, best.shape)
     best, arg, product = lax.fori_loop(1, row.num_tiles, step, start)
     return (_across(best, arg),), jnp.sum(product, 0, keepdims=True)
+
+
+def best(y: jax.Array, real: jax.Array) -> jax.Array:
+    """The winner among those of a row's pieces, [..., n, lanes], in the order of coordinates."""
+    del real  # every piece has one
+    return first_max(y, -2)
 
 
 def _across(best: jax.Array, arg: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """How the operands of a fused kernel of an op are cut into blocks, and its codes stored.
 
-Operands are those of `xla.py`. A *plane* is one (group, shared vector, row).
+Operands are those of `xla.py`. A *plane* is one (group, shared vector, row), or a piece of a row.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.blocks import split
+from perturbk.kernels.blocks import cut, split
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two
@@ -25,32 +25,51 @@ from perturbk.kernels.tuning import TUNING
 
 
 class Launch:
-    """Cuts the operands into blocks; one instance per call."""
+    """Cuts the operands into blocks; one instance per call.
 
-    def __init__(self, keys, x, sigma, *, op, noise, inner, platform, stream: Stream = THREEFRY):
+    Args:
+        sums: whether the outputs are sums over samples. Then a run of samples has sums of its own,
+            and runs are few; else each tile of samples is a run.
+    """
+
+    def __init__(
+        self,
+        keys,
+        x,
+        sigma,
+        *,
+        op,
+        noise,
+        inner,
+        platform,
+        stream: Stream = THREEFRY,
+        sums: bool = False,
+    ):
         self.op, self.kernel = op_math(op), op_kernel(op, x.shape[-1])
         self.noise, self.inner, self.platform = noise, inner, platform
         self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
         self.groups, self.shared, self.rows, self.d = x.shape
-        self.planes = self.groups * self.shared * self.rows
         self.num_samples = keys.shape[-1]
+        self.lanes = self.kernel.lanes or TUNING.kernel_lanes
+        tiles = -(-self.num_samples // self.lanes)
+        self.pieces, self.length = self._cut(tiles)
+        self.planes = self.groups * self.shared * self.rows * self.pieces
         together = 4 if self.fours else 1
-        self.tile = max(power_of_two(min(self.d, self.kernel.tile * together)), together)
+        self.tile = max(power_of_two(min(self.length, self.kernel.tile * together)), together)
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
-        self.lanes = self.kernel.lanes or TUNING.kernel_lanes
-        tiles = -(-self.num_samples // self.lanes)
-        self.lane_tiles = -(-tiles // TUNING.kernel_runs)  # in a run, which has sums of its own
+        few = sums or self.kernel.whole
+        self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
         runs = -(-tiles // self.lane_tiles)
         most = max(1, TUNING.kernel_whole_programs // self.planes)
         self.program_runs = power_of_two(-(-runs // most)) if self.kernel.whole else 1
         self.programs = -(-runs // self.program_runs)  # of a plane
         self.padded = self.programs * self.program_lanes
-        columns = [
-            self.drawn(fill_to(x, self.tile, -np.inf)),
-            jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3])),
-        ]
+        sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
+        self.of_rows = x, sigma
+        x, sigma = self.in_pieces(x, -np.inf), self.in_pieces(sigma, 1)
+        columns = [self.drawn(fill_to(x, self.tile, -np.inf)), sigma]
         if sigma.shape[3] > 1:
             columns[1] = self.drawn(fill_to(columns[1], self.tile, 1))
         self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma)
@@ -63,9 +82,27 @@ class Launch:
             *(self.column_spec(a.shape[1]) for a in self.operands[1:]),
         ]
 
+    def _cut(self, tiles: int) -> tuple[int, int]:
+        """(pieces of a row, length of each): more than one if few programs go through long rows."""
+        if self.kernel.best is None:
+            return 1, self.d
+        rows = self.groups * self.shared * self.rows
+        pieces, fours = cut(-(-self.d // 4), TUNING.kernel_piece_least // 4, rows * tiles)
+        return pieces, 4 * fours if pieces > 1 else self.d
+
+    def in_pieces(self, a: jax.Array, fill: float) -> jax.Array:
+        """[groups, shared, rows, d or 1] -> [groups, shared, rows * pieces, length or 1]."""
+        if self.pieces == 1:
+            return a
+        if a.shape[3] == 1:
+            return jnp.repeat(a, self.pieces, 2)
+        width = self.pieces * self.length
+        a = jnp.pad(a, (*[(0, 0)] * 3, (0, width - self.d)), constant_values=fill)
+        return a.reshape(*a.shape[:2], -1, self.length)
+
     @property
     def of_group(self) -> int:
-        return self.shared * self.rows
+        return self.planes // self.groups
 
     @property
     def program_lanes(self) -> int:
@@ -79,7 +116,7 @@ class Launch:
         return pl.BlockSpec((None, width, 1), lambda p, b: (p, 0, 0))
 
     def column(self, a: jax.Array) -> jax.Array:
-        """[groups, shared, rows, k] -> [planes, k, 1]."""
+        """[groups, shared, rows * pieces, k] -> [planes, k, 1]."""
         return a.reshape(self.planes, -1, 1)
 
     def drawn(self, a: jax.Array) -> jax.Array:
@@ -94,7 +131,11 @@ class Launch:
         self, scratch_ref, keys_ref, x_ref, sigma_ref, *aid_refs
     ) -> Callable[[object], Row]:
         """This program's row, as a function of the slice of samples."""
-        r = lax.rem(pl.program_id(0), np.int32(self.rows))
+        r = lax.rem(pl.program_id(0), np.int32(self.rows * self.pieces))
+        first = None
+        if self.pieces > 1:
+            first = lax.rem(r, np.int32(self.pieces)) * np.int32(self.length)
+            r = lax.div(r, np.int32(self.pieces))
 
         def row(lane) -> Row:
             words = tuple(keys_ref[i : i + 1, lane] for i in range(self.stream.words_per_sample))
@@ -106,6 +147,8 @@ class Launch:
                 sigma_ref,
                 draws,
                 self.d,
+                self.length,
+                first,
                 self.tile,
                 self.out_tile,
                 self.fours,
@@ -159,6 +202,7 @@ class Launch:
 
     def tangent(self, t: jax.Array) -> jax.Array:
         """[groups, shared, rows, d] as a column in the order in which the kernel draws."""
+        t = self.in_pieces(t, 0)
         tile = self.aid and self.aid.tile
         if tile:
             return self.column(in_fours(fill_to(t, tile, 0), tile))
@@ -197,11 +241,37 @@ class Launch:
 
         lax.fori_loop(0, turns, turn, numbers + rest)
 
-    def joined(self, codes: jax.Array) -> jax.Array:
+    def joined(self, codes: jax.Array, keys: jax.Array) -> jax.Array:
         """What was stored as [groups, shared, rows, *code, N]."""
         shape = self.op.code_shape(self.d)
         codes = codes[:, : math.prod(shape), : self.num_samples]
-        return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)
+        if self.pieces == 1:
+            return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)
+        codes = codes.reshape(self.groups, self.shared, self.rows, -1, self.num_samples)
+        return self._best(codes, keys)
+
+    def _best(self, codes: jax.Array, keys: jax.Array) -> jax.Array:
+        """The winners [..., *code, N] among those of all pieces, [groups, shared, rows, n, N].
+
+        Their noise is drawn again, and the same comparison as in a kernel made.
+        """
+        at = codes.astype(jnp.int32)
+        row = lax.broadcasted_iota(jnp.int32, (1, 1, self.rows, 1, 1), 2)
+        words = tuple(keys[:, i, None, None, None] for i in range(keys.shape[1]))
+        draws = Draws(self.stream, self.noise, words, row, self.d, self.inner)
+        x, sigma = (
+            jnp.take_along_axis(a, at.reshape(*at.shape[:3], -1), 3).reshape(at.shape)
+            if a.shape[3] > 1
+            else a[..., None]
+            for a in self.of_rows
+        )
+        y = x + sigma * draws(at)
+        # A piece that ends early may hold fewer than it has places for.
+        piece = np.arange(at.shape[3], dtype=np.int32) * self.pieces // at.shape[3]
+        real = at >= piece.reshape(1, 1, 1, -1, 1) * np.int32(self.length)
+        best = self.kernel.best(y, jnp.broadcast_to(real, y.shape))
+        places = best.reshape(*at.shape[:3], -1, self.num_samples)
+        return jnp.take_along_axis(codes, places, 3).reshape(best.shape)
 
     def run(self, body, name: str, extra, extra_spec, out_specs, out_shapes) -> list[jax.Array]:
         """The outputs of body(ref to scratch or None, refs to operands and outputs)."""

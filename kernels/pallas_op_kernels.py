@@ -41,6 +41,9 @@ class OpKernel:
         out_tile: most outputs of a tile.
         pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
         aid: (math of the noise, x, sigma) of all rows -> their `Aid`, or None if they need none.
+        best: (values of the winners of a row's pieces [..., n, lanes], in the order of coordinates;
+            whether they are some, [n, 1]) -> which of them are the row's, int32 [..., *code,
+            lanes]. None if a row cannot be cut into pieces.
         lanes: samples of a tile; None for as many as most kernels take.
         warps: of a program.
         whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
@@ -53,6 +56,7 @@ class OpKernel:
     out_tile: int = TUNING.kernel_tile
     pieces: bool = False
     aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
+    best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     lanes: int | None = None
     warps: int = 4
     whole: bool = False
@@ -128,13 +132,14 @@ def _top_k(outputs: Callable[..., jax.Array] | None) -> Callable[[int], Callable
         def exactly(row: Row, tangent_ref):
             return pallas_topk.winners(row, k, total_order, tangent_ref)
 
-        kernel = _raced(exactly, k, outputs=outputs, tile=1)
+        best = functools.partial(pallas_topk.best, k=k, sort_key=total_order)
+        kernel = _raced(exactly, k, outputs=outputs, tile=1, best=best)
         return lambda d: kernel
 
     return of_number
 
 
-_ARGMAX = _raced(pallas_argmax.winners, 1, outputs=pallas_topk.k_hot)
+_ARGMAX = _raced(pallas_argmax.winners, 1, outputs=pallas_topk.k_hot, best=pallas_argmax.best)
 
 # A new op with a fused kernel is one line here: op -> (d -> its kernel).
 OP_KERNELS: dict[str, Callable[[int], OpKernel]] = {

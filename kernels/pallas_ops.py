@@ -46,7 +46,7 @@ def samples(keys, x, sigma, *, op, noise, inner, platform, stream=THREEFRY) -> j
 
     spec, shape = plan.codes
     (codes,) = plan.run(body, f"{op}_samples_{noise}", [], [], [spec], [shape])
-    return plan.joined(codes)
+    return plan.joined(codes, keys)
 
 
 def samples_and_dot(
@@ -82,13 +82,16 @@ def samples_and_dot(
         [spec, plan.sample_spec(1)],
         [shape, jax.ShapeDtypeStruct((plan.planes, 1, plan.padded), jnp.float32)],
     )
-    dot = dot[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
-    return plan.joined(codes), jnp.sum(dot, 2)
+    dot = dot[..., : plan.num_samples].reshape(plan.groups, plan.shared, -1, plan.num_samples)
+    return plan.joined(codes, keys), jnp.sum(dot, 2)
 
 
 def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEFRY) -> jax.Array:
     """sum_s W_s op(x + sigma z_s): [groups, shared, rows, out], one pass over the noise."""
-    plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
+    which = dict(op=op, noise=noise, inner=inner, platform=platform, stream=stream)
+    plan = Launch(keys, x, sigma, sums=True, **which)
+    if plan.pieces > 1:  # the outputs are known when those of all pieces are
+        return plan.op.weighted(samples(keys, x, sigma, **which), weights, plan.d)
 
     def body(scratch_ref, *refs):
         *row_refs, weights_ref, out_ref = refs
@@ -147,7 +150,10 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
 
 def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THREEFRY) -> jax.Array:
     """<op(x + sigma z_s), g> per sample: [groups, shared, N], one pass over the noise."""
-    plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
+    which = dict(op=op, noise=noise, inner=inner, platform=platform, stream=stream)
+    plan = Launch(keys, x, sigma, **which)
+    if plan.pieces > 1:
+        return plan.op.dot(samples(keys, x, sigma, **which), cotangent)
 
     def body(scratch_ref, *refs):
         *row_refs, g_ref, out_ref = refs

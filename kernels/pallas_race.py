@@ -114,7 +114,7 @@ class Race:
 
         def step(t, carry):
             *best, product = carry
-            four = jnp.broadcast_to(row.coordinates(t, piece), (piece, row.lanes))
+            four = row.cells(t, piece, 4)
             values = []
             for i, bits in enumerate(row.draws.bits_four(four)):
                 at = column_at(t * self.tile + i * piece, piece)
@@ -130,7 +130,7 @@ class Race:
         zero = jnp.zeros((piece, row.lanes), jnp.float32)
         nothing = jnp.full(zero.shape, -np.inf), zero.astype(jnp.int32)
         start = *(nothing,) * (self.k + 2), zero
-        *best, product = lax.fori_loop(0, -(-row.d // self.tile), step, start)
+        *best, product = lax.fori_loop(0, -(-row.length // self.tile), step, start)
         if piece > 1:
             best, product = _across(best, row.d), jnp.sum(product, 0, keepdims=True)
         return *best, product

@@ -78,12 +78,14 @@ def insert(kept: Sequence[Pair], new: Pair, *, by_index: bool = False) -> tuple[
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One perturbed row in a kernel, tile by tile, for one tile of samples."""
+    """One perturbed row in a kernel, or a piece of one, tile by tile, for one tile of samples."""
 
     x_ref: object
     sigma_ref: object  # of one value if it is the same for all coordinates
     draws: Draws  # its words are [1, lanes]
-    d: int
+    d: int  # of the whole row
+    length: int  # of the piece
+    first: object  # coordinate of the piece, a multiple of four; None if it is the whole row
     tile: int
     out_tile: int  # outputs that are made at a time
     fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
@@ -93,7 +95,7 @@ class Row:
 
     @property
     def num_tiles(self) -> int:
-        return -(-self.d // self.tile)
+        return -(-self.length // self.tile)
 
     @property
     def lanes(self) -> int:
@@ -105,9 +107,16 @@ class Row:
         return self.num_tiles * self.tile
 
     def coordinates(self, t, tile: int | None = None) -> jax.Array:
-        """int32 [tile, 1] coordinates of tile t."""
+        """int32 [tile, 1] coordinates of tile t of a whole row."""
         tile = tile or self.tile
         return lax.broadcasted_iota(jnp.int32, (tile, 1), 0) + t * np.int32(tile)
+
+    def cells(self, t, count: int, together: int) -> jax.Array:
+        """int32 [count, lanes] of tile t: which neighbours in the row, if so many are one."""
+        at = self.coordinates(t, count)
+        if self.first is not None:
+            at = at + lax.div(self.first, np.int32(together))
+        return jnp.broadcast_to(at, (count, self.lanes))
 
     def perturbed(self, t, tile: int | None = None) -> jax.Array:
         """x + sigma z of tile t: float32 [tile, lanes]; -inf behind the end of the row."""
@@ -139,7 +148,7 @@ class Row:
         """(values, coordinates, what is drawn, its place in the columns) of each piece."""
         count = 4 if self.fours else 1
         piece = self.tile // count
-        index = jnp.broadcast_to(self.coordinates(t, piece), (piece, self.lanes))
+        index = self.cells(t, piece, count)
         drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
         found = []
         for i, a in enumerate(drawn):
@@ -155,6 +164,8 @@ class Row:
         for i, z in enumerate(self.draws.four(four)):
             coordinate = four * np.int32(4) + np.int32(i)
             place = jnp.minimum(coordinate, np.int32(self.d - 1))
+            if self.first is not None:
+                place = jnp.maximum(place - self.first, np.int32(0))
             if self.fours:
                 tile, within = (
                     lax.div(place, np.int32(self.tile)),

@@ -40,6 +40,14 @@ def winners(row, k: int, sort_key: Callable[[jax.Array], jax.Array], tangent_ref
     return tuple(index for _, index in kept), product
 
 
+def best(
+    y: jax.Array, real: jax.Array, *, k: int, sort_key: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The k largest of y [..., n, lanes], in the order of coordinates: int32 [..., k, lanes]."""
+    keys = jnp.where(real, sort_key(y), LAST)
+    return lax.top_k(keys.swapaxes(-1, -2), k)[1].swapaxes(-1, -2)
+
+
 def k_hot(row, winners: tuple, t) -> jax.Array:
     """Outputs of tile t: one at the winners."""
     place = row.coordinates(t, row.out_tile)

@@ -8,29 +8,13 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.argmax import first_max
+from perturbk.kernels.argmax import first_max, without_nan
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tpu_cut import VECTOR
 from perturbk.kernels.tpu_product import Product
 from perturbk.kernels.tpu_rows import Rows
 from perturbk.kernels.tpu_steps import over_steps
-
-_LARGEST = np.float32(np.finfo(np.float32).max)
-
-
-def prepared(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """x and sigma with which a plain `>` finds the winner that `first_max` finds.
-
-    The noise is finite, so a row with a NaN in x or sigma has its winner there, in every sample:
-    the first of them gets +inf and the rest of the row -inf. An infinite sigma becomes finite.
-    """
-    nan = (x != x) | (sigma != sigma)
-    index = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    first = jnp.min(jnp.where(nan, index, np.int32(x.shape[-1])), -1, keepdims=True)
-    certain = jnp.where(index == first, np.float32(np.inf), np.float32(-np.inf))
-    x = jnp.where(jnp.any(nan, -1, keepdims=True), certain, x)
-    return x, jnp.clip(jnp.where(sigma != sigma, np.float32(1), sigma), -_LARGEST, _LARGEST)
 
 
 def winners(
@@ -41,7 +25,7 @@ def winners(
     Operands as in `xla.py`. With t, like x, also <h_1(z), t> [groups, shared, N].
     """
     which = dict(noise=noise, inner=inner, platform=platform, stream=stream)
-    rows = Rows(keys, *prepared(x, sigma), **which, fill=-np.inf)
+    rows = Rows(keys, *without_nan(x, sigma), **which, fill=-np.inf)
     units, product = rows.units, Product(rows, t)
 
     def body(keys_ref, counters_ref, x_ref, sigma_ref, *refs):

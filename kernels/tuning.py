@@ -46,8 +46,8 @@ class Tuning:
     kernel_lanes: int = 128
     # A race of 75 instructions per variate rather than 127 (sm_90, Threefry) pays from here on for
     # the four that are drawn again, and with k winners from so many coordinates for each of them.
-    # Longer rows end in doubt too often: the leads of winners are about 1/d each, and the error of a
-    # bound is 2^-21; of 128 samples, one in a tile of sixty for the five largest of 32768.
+    # Longer rows end in doubt too often: a winner leads by about 1/d, and the error of a bound is
+    # 2^-21; of 128 samples, one in a tile of sixty for the five largest of 32768.
     race_least: int = 24
     race_least_for_each: int = 10
     race_most: int = 1 << 15

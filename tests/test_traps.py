@@ -66,6 +66,19 @@ def test_special_values(op, sigma, implementation):
         assert masked.any() and not np.asarray(found)[masked].any()
 
 
+@pytest.mark.parametrize("d", [60, 100, 1000])
+def test_a_nan_wins_in_long_rows(d, implementation):
+    """XLA on a CPU vectorises a maximum of so many values, and passes over NaN."""
+    x = jax.random.normal(jax.random.key(0), (2, d)).at[0, d // 2 :: 7].set(NAN)
+    f = perturbk.make_perturbed_fun(
+        perturbk.argmax_one_hot, 100, 0.5, implementation=implementation
+    )
+    found = jax.jit(f)(jax.random.key(1), x)
+    assert found[0, d // 2] == 1 and np.isfinite(found).all()
+    over_sigma = jax.jit(lambda s: f(jax.random.key(1), x[1] * s)[0])  # NaN reaches x traced
+    assert over_sigma(np.float32(NAN)) == 1
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_masked_entries_leave_finite_gradients(op, implementation):
     x = np.array([-INF, 0.1, 0.3, -INF, 0.2], np.float32)
