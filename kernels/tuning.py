@@ -10,9 +10,15 @@ class Tuning:
     # Elements of a streamed block on XLA. Flat from 2^15 to 2^18 on a CPU: above it leaves the
     # second-level cache, below it the loop's own cost shows.
     block: int = 1 << 17
-    # Elements of a block of the general path, which holds several arrays of that size at a time
-    # and is multiplied by the batch when the user maps over it.
-    general_block: int = 1 << 16
+    # The same on a GPU, where each step of a loop starts several programs, 5 us each: 20 million
+    # variates took 20 ms in blocks of 2^17, 1.6 at once (H100, the five largest).
+    gpu_block: int = 1 << 24
+    # Blocks of the general path, each at least and at most of so many elements. It holds several
+    # arrays of that size, multiplied by the batch when the user maps over it. On a CPU small blocks
+    # are as fast as large ones; on a GPU many are slow, and where it runs is not known.
+    general_blocks: int = 32
+    general_block_least: int = 1 << 16
+    general_block_most: int = 1 << 22
     # Up to this many variates the general path keeps its samples for the backward pass (16
     # bytes for each, optax 20) rather than drawing them again, which costs four times as much.
     kept_most: int = 1 << 20
@@ -83,6 +89,9 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
+    # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
+    # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
+    kernel_sorts_least: int = 8000
     # Words of a program, if rows are no longer: 16 for each thread of a warp, beside as many totals
     # and the noise. Twice as many take twice the registers (sm_90), to save a fortieth.
     kernel_sorted_tile: int = 512

@@ -11,6 +11,7 @@ Coordinate j of row r is element `(r // inner) * d * inner + r % inner + j * inn
 `inner` is the product of the axes behind the one that the op works along. A row has `out` outputs,
 which is d unless `OpMath.out_size` says otherwise, and its code has the shape `OpMath.code_shape`.
 The `stream` that the noise is drawn from is one of `streams.py`, Threefry unless another is passed.
+A `block` is of so many elements, `TUNING.block` if not told otherwise.
 """
 
 from __future__ import annotations
@@ -31,15 +32,18 @@ from perturbk.kernels.tuning import TUNING
 class _Blocks:
     """How the (rows of all groups) x (samples) plane is cut, and the codes of one piece."""
 
-    def __init__(self, keys, x, sigma, op: str, noise: str, inner: int, stream: Stream):
+    def __init__(
+        self, keys, x, sigma, op: str, noise: str, inner: int, stream: Stream, block: int | None
+    ):
+        block = block or TUNING.block
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
         self.op, self.noise, self.inner, self.stream = op_math(op), noise, inner, stream
         per_lane = self.shared * self.d
         all_rows = self.groups * self.rows
-        self.lane_blocks, self.lanes = split(self.num_samples, TUNING.block // per_lane, 16)
+        self.lane_blocks, self.lanes = split(self.num_samples, block // per_lane, 16)
         # Several rows share a block only where one row's samples do not fill it.
-        self.row_blocks, self.block_rows = split(all_rows, TUNING.block // (per_lane * self.lanes))
+        self.row_blocks, self.block_rows = split(all_rows, block // (per_lane * self.lanes))
         keys = pad_to(keys, self.lane_blocks * self.lanes, 2)
         keys = keys.reshape(*keys.shape[:2], self.lane_blocks, self.lanes)
         self.words = tuple(keys[:, i] for i in range(keys.shape[1]))
@@ -82,10 +86,18 @@ class _Blocks:
 
 
 def samples(
-    keys, x, sigma, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+    keys,
+    x,
+    sigma,
+    *,
+    op: str,
+    noise: str,
+    inner: int,
+    stream: Stream = THREEFRY,
+    block: int | None = None,
 ) -> jax.Array:
     """Codes of every sample: [groups, shared, rows, *code, N]."""
-    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream, block)
     codes = stack_over(
         blocks.row_blocks,
         lambda q: stack_over(blocks.lane_blocks, lambda b: blocks.codes(q, b)),
@@ -94,14 +106,23 @@ def samples(
 
 
 def op_sum(
-    keys, x, sigma, weights, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+    keys,
+    x,
+    sigma,
+    weights,
+    *,
+    op: str,
+    noise: str,
+    inner: int,
+    stream: Stream = THREEFRY,
+    block: int | None = None,
 ) -> jax.Array:
     """sum_s W_s op(x + sigma z_s): weights [groups, shared, N] -> [groups, shared, rows, out]."""
     math = op_math(op)
     if not math.streamed:
-        codes = samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream)
+        codes = samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream, block=block)
         return math.weighted(codes, weights, x.shape[-1])
-    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream, block)
     lane_weights = _per_row(blocks, weights)
 
     def of_rows(q):
@@ -117,15 +138,23 @@ def op_sum(
 
 
 def op_dot(
-    keys, x, sigma, cotangent, *, op: str, noise: str, inner: int, stream: Stream = THREEFRY
+    keys,
+    x,
+    sigma,
+    cotangent,
+    *,
+    op: str,
+    noise: str,
+    inner: int,
+    stream: Stream = THREEFRY,
+    block: int | None = None,
 ) -> jax.Array:
     """<op(x + sigma z_s), g> per sample: g [groups, shared, rows, out] -> [groups, shared, N]."""
     math = op_math(op)
     if not math.streamed:
-        return math.dot(
-            samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream), cotangent
-        )
-    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream)
+        codes = samples(keys, x, sigma, op=op, noise=noise, inner=inner, stream=stream, block=block)
+        return math.dot(codes, cotangent)
+    blocks = _Blocks(keys, x, sigma, op, noise, inner, stream, block)
     g = blocks.by_row(cotangent)
 
     def part(q, b):

@@ -18,9 +18,17 @@ from perturbk.kernels.tuning import TUNING
 
 
 def score_dot(
-    keys, v, *, noise: str, order: int, power: int, stream: Stream = THREEFRY
+    keys,
+    v,
+    *,
+    noise: str,
+    order: int,
+    power: int,
+    stream: Stream = THREEFRY,
+    block: int | None = None,
 ) -> jax.Array:
     """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
+    block = block or TUNING.block
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
     moment = stream.math(noise).moment
@@ -29,9 +37,9 @@ def score_dot(
     cell = 4 if fours else 1
     rows, length = stream.rows(size)
     per_row = -(-length // cell)
-    elem_blocks, width = split(rows * per_row, TUNING.block)
-    lane_blocks, lanes = split(num_samples, TUNING.block // width, 16)
-    row_blocks, block_rows = split(groups, TUNING.block // (width * lanes))
+    elem_blocks, width = split(rows * per_row, block)
+    lane_blocks, lanes = split(num_samples, block // width, 16)
+    row_blocks, block_rows = split(groups, block // (width * lanes))
     words = _words(keys, block_rows, lanes)
     v = pad_to(v.reshape(groups, shared, rows, length), per_row * cell, 3)
     v = v.reshape(groups, shared, rows * per_row, cell).swapaxes(2, 3)
@@ -63,17 +71,26 @@ def score_dot(
 
 
 def score_sum(
-    keys, w, *, size: int, noise: str, order: int, power: int, stream: Stream = THREEFRY
+    keys,
+    w,
+    *,
+    size: int,
+    noise: str,
+    order: int,
+    power: int,
+    stream: Stream = THREEFRY,
+    block: int | None = None,
 ) -> jax.Array:
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
+    block = block or TUNING.block
     groups, shared, num_samples = w.shape
     moment = stream.math(noise).moment
     rows, length = stream.rows(size)
     folds = 4 if shared == 1 else 1  # samples added up before storing
-    elem_blocks, width = split(size, TUNING.block, 16)
-    lane_blocks, lanes = split(num_samples, TUNING.block * folds // width, 16)
+    elem_blocks, width = split(size, block, 16)
+    lane_blocks, lanes = split(num_samples, block * folds // width, 16)
     lanes = -(-lanes // folds) * folds
-    row_blocks, block_rows = split(groups, TUNING.block * folds // (width * lanes))
+    row_blocks, block_rows = split(groups, block * folds // (width * lanes))
     count: jax.Array | None = None
     if shared == 1 and lane_blocks > 1:
         keys, w, count = _nonzero_first(keys, w)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -98,7 +99,8 @@ def explain(
             shape = shapes[match.leaf]
             d, stream = shape[match.op.axis], STREAMS[plan.rng](shape[-1])
             if name is None:
-                name, why = choose(platform, match.op.name, d, stream=stream)
+                sorts = math.prod(shape) // max(1, d) * plan.num_samples
+                name, why = choose(platform, match.op.name, d, stream=stream, sorts=sorts)
             check(name, platform, match.op.name, d, stream)
             kernel = f"{match.op.name}_{plan.noise}"
             kernel += "" if plan.rng == "jax" else f"_{plan.rng}"

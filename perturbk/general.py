@@ -60,9 +60,8 @@ def counted(
         ys = _perturbed(words, xs, sigmas, streams, noise)
         return [y.astype(dtype) for y, dtype in zip(ys, dtypes, strict=True)], weights
 
-    size = max(1, sum(x.size for x in xs))
     operands = [tuple(k) for k in keys], weights
-    return _mean(fun, block, operands, weights.size, TUNING.general_block // size, baseline)
+    return _mean(fun, block, operands, weights.size, _block(xs, weights.size), baseline)
 
 
 def kept(
@@ -122,8 +121,15 @@ def drawn(
 
     most = num_samples = keys.shape[0]
     if in_blocks:
-        most = TUNING.general_block // max(1, sum(x.size for x in xs))
+        most = _block(xs, num_samples)
     return _mean(fun, jax.vmap(one), (keys,), num_samples, most, baseline)
+
+
+def _block(xs: Leaves, num_samples: int) -> int:
+    """Most samples of a block."""
+    size = max(1, sum(x.size for x in xs))
+    even = size * num_samples // TUNING.general_blocks
+    return min(max(even, TUNING.general_block_least), TUNING.general_block_most) // size
 
 
 def _mean(

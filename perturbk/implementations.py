@@ -7,6 +7,7 @@ function may run on several platforms, and exporting for CUDA or TPU from a CPU 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,6 +19,7 @@ from perturbk.kernels.streams import THREEFRY, Philox, Stream, Threefry
 from perturbk.kernels.tuning import TUNING
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_GPUS = ("cuda", "rocm")
 
 
 def _log_density(keys: jax.Array, x: jax.Array, sigma: jax.Array, **_) -> jax.Array:
@@ -76,7 +78,9 @@ def _triton(platform: str) -> dict[str, Callable]:
 
 # A new implementation is a line here: platform -> its kernels.
 _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
-    "xla": lambda platform: _table(xla, xla_score),
+    "xla": lambda platform: _table(
+        xla, xla_score, block=TUNING.gpu_block if platform in _GPUS else TUNING.block
+    ),
     "pallas": _pallas,
     "triton": _triton,
 }
@@ -88,7 +92,13 @@ _ONLY_THREEFRY = "its kernels draw by Threefry, and cannot multiply to 64 bits, 
 
 
 def choose(
-    platform: str, op: str | None, d: int, shared: int = 1, stream: Stream = THREEFRY
+    platform: str,
+    op: str | None,
+    d: int,
+    *,
+    shared: int = 1,
+    stream: Stream = THREEFRY,
+    sorts: int | None = None,
 ) -> tuple[str, str]:
     """What `implementation=None` means: (name, reason), for an op or the score (None).
 
@@ -98,6 +108,7 @@ def choose(
         d: coordinates in a row.
         shared: vectors that see the same noise, because a call is mapped over x alone.
         stream: that the noise is drawn from.
+        sorts: rows times samples; None for enough.
     """
     if not stream.anywhere:
         return "pallas", "only the fused kernels of a TPU draw by its generator"
@@ -111,6 +122,9 @@ def choose(
     most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_sorted_most
     if op in IN_ORDER and d > most:
         return "xla", f"above {most} coordinates XLA sorts: their keys would not fit"
+    few = sorts is not None and sorts < TUNING.kernel_sorts_least
+    if op in IN_ORDER and platform in _GPUS and d > TUNING.kernel_network_most and few:
+        return "xla", f"XLA sorts {sorts} rows side by side, a kernel would one after the other"
     if on_tpu:
         return "pallas", "fused: fewer cycles than XLA's program, in the compiler's schedule"
     return "pallas", "fused: the noise never leaves the registers"
@@ -158,10 +172,11 @@ def run(
     **params,
 ) -> jax.Array:
     """Runs kernel `name` as lowered for `platform`."""
-    _, shared, *_, d = operands[1].shape
+    *planes, d = operands[1].shape
     op = params.get("op")
     if implementation is None:
-        implementation, _ = choose(platform, op, d, shared, stream)
+        sorts = math.prod(planes) * operands[0].shape[-1]
+        implementation, _ = choose(platform, op, d, shared=planes[1], stream=stream, sorts=sorts)
     check(implementation, platform, op, d, stream)
     if stream != THREEFRY:  # which is every kernel's own, and the only one of some
         params["stream"] = stream

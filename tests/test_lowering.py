@@ -77,10 +77,21 @@ def test_long_rows_in_order(platform):
     def fun(x):
         return perturbk.ranking(x), jnp.sort(x)
 
-    f, x = perturbk.make_perturbed_fun(fun, 300, 0.5), np.zeros((2, 100), np.float32)
+    f, x = perturbk.make_perturbed_fun(fun, 300, 0.5), np.zeros((30, 100), np.float32)
     value, calls = kernels(f, x, platform)
     assert calls == {CALLS[platform]}
     assert {name.split("_")[0] for name in value} == {"ranking", "sort"}
+    explained = {leaf.implementation for leaf in perturbk.explain(f, x, platform=platform).leaves}
+    assert explained == {"pallas"}
+
+
+def test_few_long_rows_are_left_to_the_sort_of_xla():
+    """On a GPU, where a program of a kernel would sort one after the other."""
+    f, x = perturbk.make_perturbed_fun(jnp.sort, 300, 0.5), np.zeros((2, 100), np.float32)
+    assert kernels(f, x, "cuda") == (set(), set())
+    (leaf,) = perturbk.explain(f, x, platform="cuda").leaves
+    assert leaf.implementation == "xla" and "600 rows side by side" in leaf.reason
+    assert kernels(f, x, "tpu")[1] == {CALLS["tpu"]}
 
 
 @pytest.mark.parametrize("platform", DEVICES)
