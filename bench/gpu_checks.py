@@ -9,13 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from gpu_pool import on_device
-from gpu_programs import Program, Size, programs
+from gpu_programs import ANYWHERE, Program, Size, programs
 
 import perturbk
 from perturbk.kernels import reference
 from perturbk.kernels.sorting import SORTS
-from perturbk.kernels.streams import STREAMS
 from workloads import FUNS
 
 # A GPU's logarithm differs from XLA's in the last bits, and so may, rarely, a winner.
@@ -37,17 +35,17 @@ Check = Program | Estimator
 
 def checks(size: Size, ranked: Sequence[int], only: str) -> list[Check]:
     """All that must hold; ranks are checked at lengths of their own."""
-    estimators = [Estimator(op, rng, size) for rng in STREAMS for op in FUNS if only in ("", op)]
+    estimators = [Estimator(op, rng, size) for rng in ANYWHERE for op in FUNS if only in ("", op)]
     return [*programs(only, size, ranked), *estimators]
 
 
-def check(what: Check, names: Sequence[str], platform: str) -> list[str]:
-    """What is wrong; empty if nothing is."""
+def check(what: Check, names: Sequence[str], platform: str) -> Callable[[], list[str]]:
+    """Compiles; the call says what is wrong, and is empty if nothing is."""
     one = _kernel if isinstance(what, Program) else _estimator
-    return list(one(what, names, platform))
+    return one(what, names, platform)
 
 
-def _kernel(program: Program, names: Sequence[str], platform: str) -> Iterator[str]:
+def _kernel(program: Program, names: Sequence[str], platform: str) -> Callable[[], list[str]]:
     """A primitive by every implementation, against XLA's, and twice."""
     calls = {}
     for name in names:
@@ -55,14 +53,16 @@ def _kernel(program: Program, names: Sequence[str], platform: str) -> Iterator[s
             calls[name] = program.compiled(name, platform)
         except NotImplementedError as error:
             print(f"not run: {name} {program.name}: {error}", flush=True)
-    with on_device():
-        expected = _comparable(program, calls.pop("xla")())
+
+    def run() -> list[str]:
+        faults, expected = [], _comparable(program, calls["xla"]())
         for name, call in calls.items():
-            found = call()
-            yield from _apart(
-                f"{name} {program.name}", _comparable(program, found), expected, platform
-            )
-            yield from _unrepeated(f"{name} {program.name}", found, call())
+            found, what = call(), f"{name} {program.name}"
+            faults += _apart(what, _comparable(program, found), expected, platform)
+            faults += _unrepeated(what, found, call())
+        return faults
+
+    return run
 
 
 def _comparable(program: Program, out: Any) -> Any:
@@ -73,7 +73,7 @@ def _comparable(program: Program, out: Any) -> Any:
     return jax.tree.map(lambda a: value(a) if np.issubdtype(a.dtype, np.integer) else a, out)
 
 
-def _estimator(what: Estimator, names: Sequence[str], platform: str) -> Iterator[str]:
+def _estimator(what: Estimator, names: Sequence[str], platform: str) -> Callable[[], list[str]]:
     """Value and gradient of a whole estimator, against the specification."""
     size, fun, rng = what.size, FUNS[what.op], what.rng
     x = jax.random.normal(jax.random.key(4), (size.d,))
@@ -84,19 +84,22 @@ def _estimator(what: Estimator, names: Sequence[str], platform: str) -> Iterator
     def plain(x):
         return reference.perturbed_mean(fun, key, x, noise=perturbk.Gumbel(), draw=draw, **static)
 
-    calls = {"": _value_and_gradient(plain, x, weights)}
+    specified, calls = _value_and_gradient(plain, x, weights), {}
     for name in names:
         f = perturbk.make_perturbed_fun(fun, implementation=name, rng=rng, **static)
         try:
             calls[name] = _value_and_gradient(lambda x, f=f: f(key, x), x, weights)
         except NotImplementedError as error:
             print(f"not run: {name} {what.op} {rng}, value and gradient: {error}", flush=True)
-    with on_device():
-        expected = calls.pop("")()
+
+    def run() -> list[str]:
+        faults, expected = [], specified()
         for name, call in calls.items():
-            yield from _apart(
-                f"{name} {what.op} {rng}, value and gradient", call(), expected, platform
-            )
+            told = f"{name} {what.op} {rng}, value and gradient"
+            faults += _apart(told, call(), expected, platform)
+        return faults
+
+    return run
 
 
 def _value_and_gradient(f, x, weights) -> Callable[[], Any]:

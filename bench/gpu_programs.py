@@ -21,9 +21,9 @@ from perturbk.kernels.streams import STREAMS
 _K, _VECTORS = 5, 4  # as in gpu_instructions.py
 _OF_OPS = "samples", "samples_and_dot", "op_sum", "op_dot"
 _OF_SCORE = "score_dot", "score_sum"
-_FIRST = "samples", "score_sum"
+_FIRST, _PLAIN = ("samples", "score_sum"), ("", "argmax")
 _VARIANTS = {*IN_ORDER, sized("top_k_indices", _K)} - {"ranking", "sort"}
-_STREAMS = [rng for rng in STREAMS if STREAMS[rng](1).anywhere]
+ANYWHERE = [rng for rng in STREAMS if STREAMS[rng](1).anywhere]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,24 +123,21 @@ def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
     sizes = {op: [size] for op in others}
     sizes |= {op: [dataclasses.replace(size, d=d) for d in ranked] for op in IN_ORDER}
     found = []
-    for rng, noise in itertools.product(_STREAMS, NOISES):
+    for rng, noise in itertools.product(ANYWHERE, NOISES):
         for op in (op for op in sizes if only in ("", op)):
             for primitive, of_size in itertools.product(_OF_OPS, sizes[op]):
                 found.append(Program(primitive, op, noise, rng, of_size))
         if not only:
             for primitive, vectors in itertools.product(_OF_SCORE, (1, _VECTORS)):
                 found.append(Program(primitive, "", noise, rng, size, vectors))
-    return [program for program in found if program.primitive in _FIRST or _differs(program)]
+    return [program for program in found if _differs(program)]
 
 
 def _differs(program: Program) -> bool:
-    """Whether its kernels are not made of the parts of others.
-
-    One kernel each will do of a stream for TPUs, of orders and results that differ in a few lines,
-    and of sorted values under Normal noise.
-    """
-    return (
-        program.rng != "threefry_pair"
-        and program.op not in _VARIANTS
-        and (program.noise == "gumbel" or program.op in ("", "argmax"))
-    )
+    """Whether its kernel is not made of the parts of others, which makes one of its kind enough."""
+    one = program.primitive in _FIRST
+    if program.rng == "threefry_pair":  # a stream for TPUs
+        return one and program.op in _PLAIN and program.noise == "gumbel"
+    if program.op in _VARIANTS:
+        return one and (program.noise, program.rng) == ("gumbel", "jax")
+    return program.noise == "gumbel" or program.op in _PLAIN or (one and program.rng == "jax")
