@@ -135,10 +135,8 @@ def main(arguments: list[str] | None = None) -> int:
     ):
         parser.error("--readme shows a whole measurement on a GPU, and goes with no other option")
     if options.sanitize:
-        return sanitize(
-            ["--only", options.only, "--workers", str(options.workers)]
-            + ["--seconds", str(options.seconds)]
-        )
+        forwarded = {"only": options.only, "workers": options.workers, "seconds": options.seconds}
+        return sanitize([f"--{name}={value}" for name, value in forwarded.items()])
 
     platform = platform_of(options.platform)
     small = rehearsal or options.small

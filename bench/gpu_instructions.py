@@ -174,7 +174,7 @@ KERNELS = [
     *(
         Kernel(primitive, "gumbel", op, variates, rng=rng, race=True)
         for rng in ("jax", "philox")
-        for op, variates in (("argmax", 16), ("top_k_5", 16), ("top_k_32", 4))
+        for op, variates in (("argmax", 8), ("top_k_5", 8), ("top_k_32", 4))
         for primitive in ("samples", "samples_and_dot", "op_sum")
     ),
     *(

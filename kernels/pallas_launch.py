@@ -215,21 +215,26 @@ class Launch:
 
     @property
     def codes(self) -> tuple[pl.BlockSpec, jax.ShapeDtypeStruct]:
-        """Where codes are stored."""
-        by_number = self.kernel.summary and not self.kernel.whole
-        height = math.prod(self.numbers) if by_number else self.out_width
-        shape = (self.planes, height, self.padded)
-        return (
-            self.sample_spec(height),
-            jax.ShapeDtypeStruct(shape, self.op.code_dtype(self.d)),
+        """Where codes are stored: those of a sample side by side if many threads have them."""
+        dtype = self.op.code_dtype(self.d)
+        if self.kernel.whole:
+            size = self.program_lanes * self.out_width
+            spec = pl.BlockSpec((None, size), lambda p, b: (p, b))
+            return spec, jax.ShapeDtypeStruct((self.planes, self.padded * self.out_width), dtype)
+        height = math.prod(self.numbers) if self.kernel.summary else self.out_width
+        return self.sample_spec(height), jax.ShapeDtypeStruct(
+            (self.planes, height, self.padded), dtype
         )
 
-    def store(self, numbers: tuple[jax.Array, ...], out_ref, lane) -> None:
+    def store(self, numbers: tuple[jax.Array, ...], out_ref, lane: pl.Slice) -> None:
         """Stores the code of a tile of samples."""
         if self.kernel.whole:
+            row, column = (
+                lax.broadcasted_iota(jnp.int32, numbers[0].shape, axis) for axis in (0, 1)
+            )
+            at = (lane.start + column) * np.int32(self.out_width) + row * np.int32(len(numbers))
             for i, piece in enumerate(numbers):
-                at, _ = self.places(i, numbers)
-                out_ref[at, lane] = piece.astype(out_ref.dtype)
+                out_ref[at + np.int32(i)] = piece.astype(out_ref.dtype)
             return
         turns, count = self.numbers
         rest = (jnp.zeros((1, self.lanes), jnp.int32),) * (turns * count - len(numbers))
@@ -244,6 +249,8 @@ class Launch:
     def joined(self, codes: jax.Array, keys: jax.Array) -> jax.Array:
         """What was stored as [groups, shared, rows, *code, N]."""
         shape = self.op.code_shape(self.d)
+        if self.kernel.whole:
+            codes = codes.reshape(self.planes, self.padded, self.out_width).swapaxes(1, 2)
         codes = codes[:, : math.prod(shape), : self.num_samples]
         if self.pieces == 1:
             return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)

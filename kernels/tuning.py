@@ -59,7 +59,7 @@ class Tuning:
     race_most: int = 1 << 15
     # Of the four variates drawn together, how many fours; one if there are more winners than the
     # second number, since a thread keeps as many for each.
-    race_piece: int = 4
+    race_piece: int = 2
     race_pieces_most: int = 6
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.
