@@ -72,7 +72,7 @@ class Case:
             assert difference <= tolerance * largest, (
                 f"{self.name}: differs from optax by {difference:.1e} of {largest:.1e}"
             )
-            worst = max(worst, difference / largest)
+            worst = max(worst, difference / (largest or 1))
         return worst
 
 
