@@ -6,24 +6,57 @@ import re
 from typing import Any
 
 _MARKS = re.compile(r"(<!-- bench/gpu_device\.py -->\n).*?(<!-- end -->)", re.DOTALL)
+_QUICK = " philox"  # ends the name of what draws from that stream
 
 
 def tables(record: dict[str, Any]) -> str:
+    return "\n".join([_about(record), "", *_estimators(record), "", *_kernels(record)])
+
+
+def _about(record: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in record["machine"].items()) + "."
+
+
+def _estimators(record: dict[str, Any]) -> list[str]:
+    """One row for each case, whatever the streams."""
+    cases: dict[str, dict[str, Any]] = {}
+    for row in record["optax"]:
+        cases.setdefault(row["case"], {})[row["library"]] = row
     lines = [
-        ", ".join(f"{k} {v}" for k, v in record["machine"].items()) + ".",
-        "",
-        "| estimator | library | time | times faster than optax | goal | MB | optax's |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        "| batch x size x samples | optax | perturbk | Philox | goals | MB of temporaries |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
-    for r in record["optax"]:
+    for case, rows in cases.items():
+        first = next(iter(rows.values()))
+        ours, quick = (rows.get(f"perturbk{stream}") for stream in ("", _QUICK))
+        goals = ", ".join(f"{row['goal']:.2g}x" for row in rows.values() if row["goal"])
         lines.append(
-            f"| {r['case']} | {r['library']} | {r['seconds'] * 1e3:.3g} ms | {r['ratio']:.2f}x | "
-            f"{r['goal'] or ''} | {r['temp_bytes'] / 1e6:.1f} | {r['optax_temp_bytes'] / 1e6:.1f} |"
+            f"| {case} | {first['optax_seconds'] * 1e6:.0f} us | {_faster(ours)} | "
+            f"{_faster(quick)} | {goals} | "
+            f"{first['optax_temp_bytes'] / 1e6:.1f} -> {first['temp_bytes'] / 1e6:.1f} |"
         )
-    lines += ["", "| kernel | G variates/s | of the projected ceiling |", "|---|---:|---:|"]
-    for r in record["kernels"]:
-        lines.append(f"| {r['kernel']} | {r['rate']:.3g} | {r['of ceiling']:.0%} |")
-    return "\n".join(lines)
+    return lines
+
+
+def _faster(row: dict[str, Any] | None) -> str:
+    return f"{row['seconds'] * 1e6:.0f} us, {row['ratio']:.2f}x" if row else ""
+
+
+def _kernels(record: dict[str, Any]) -> list[str]:
+    """One row for each kernel, whatever the streams."""
+    kernels: dict[str, dict[str, str]] = {}
+    for row in record["kernels"]:
+        name = row["kernel"].removesuffix(_QUICK)
+        stream = "Philox" if row["kernel"].endswith(_QUICK) else "Threefry"
+        kernels.setdefault(name, {})[stream] = f"{row['rate']:.3g} ({row['of ceiling']:.0%})"
+    lines = [
+        "| kernel: G variates/s (of the projected ceiling) | Threefry | Philox |",
+        "|---|---:|---:|",
+    ]
+    return lines + [
+        f"| {name} | {rates.get('Threefry', '')} | {rates.get('Philox', '')} |"
+        for name, rates in kernels.items()
+    ]
 
 
 def in_readme(text: str, record: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pytest
 
 @pytest.mark.parametrize("op", ["argmax", "top_k_5"])
 def test_rehearsal(op, capsys):
-    assert gpu_device.main(["--platform", "cpu", "--only", op]) == 0
+    assert gpu_device.main(["--platform", "cpu", "--only", op, "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "the times below mean nothing" in out
     assert f"| {op} samples gumbel |" in out
@@ -39,16 +39,40 @@ def test_ceilings_follow_the_device(monkeypatch):
 
 def test_the_table_of_the_readme():
     row = dict(
-        case="c", library="l", seconds=1e-3, ratio=2, goal=5.0, temp_bytes=1, optax_temp_bytes=2
+        case="c",
+        library="perturbk",
+        seconds=1e-3,
+        optax_seconds=2e-3,
+        ratio=2,
+        goal=5.0,
+        temp_bytes=1e6,
+        optax_temp_bytes=2e6,
     )
-    kernel = {"kernel": "k", "rate": 3.0, "of ceiling": 0.7}
-    record = {"machine": {"device": "a GPU"}, "optax": [row], "kernels": [kernel]}
+    quick = dict(row, library="perturbk philox", seconds=5e-4, ratio=4, goal=6.0)
+    kernels = [
+        {"kernel": f"k{rng}", "rate": 3.0, "of ceiling": part}
+        for rng, part in (("", 0.7), (" philox", 0.8))
+    ]
+    record = {"machine": {"device": "a GPU"}, "optax": [row, quick], "kernels": kernels}
     readme = (gpu_device.ROOT / "README.md").read_text("utf-8")
     found = gpu_report.in_readme(readme, record)
-    assert "| c | l | 1 ms | 2.00x | 5.0 |" in found and "| k | 3 | 70% |" in found
+    cells = "| c | 2000 us | 1000 us, 2.00x | 500 us, 4.00x | 5x, 6x | 2.0 -> 1.0 |"
+    assert cells in found and "| k | 3 (70%) | 3 (80%) |" in found
     assert gpu_report.in_readme(found, record) == found
     with pytest.raises(ValueError, match="one pair of marks"):
         gpu_report.in_readme("", record)
+
+
+def test_the_readme_shows_what_is_recorded():
+    record = json.loads(gpu_device.RECORD.read_text())
+    readme = (gpu_device.ROOT / "README.md").read_text("utf-8")
+    assert gpu_report.in_readme(readme, record) == readme
+
+
+def test_what_is_not_compiled_in_time_is_a_fault(capsys):
+    arguments = ["--platform", "cpu", "--only", "argmax", "--times-only", "--seconds", "-1"]
+    assert gpu_device.main([*arguments, "--workers", "1"]) == 1
+    assert "not compiled in time" in capsys.readouterr().out
 
 
 def test_no_gpu():
