@@ -13,12 +13,12 @@ class Tuning:
     # The same on a GPU, where each step of a loop starts several programs, 5 us each: 20 million
     # variates took 20 ms in blocks of 2^17, 1.6 at once (H100, the five largest).
     gpu_block: int = 1 << 24
-    # Blocks of the general path, each at least and at most of so many elements. It holds several
-    # arrays of that size, multiplied by the batch when the user maps over it. On a CPU small blocks
-    # are as fast as large ones; on a GPU many are slow, and where it runs is not known.
-    general_blocks: int = 32
-    general_block_least: int = 1 << 16
-    general_block_most: int = 1 << 22
+    # Elements of a block of the general path, which holds several arrays of that size at a time
+    # and is multiplied by the batch when the user maps over it; on a CPU, and elsewhere. There a
+    # block takes 18 us for its start and another 18 in the backward pass, where 2^25 variates take
+    # 400 (H100).
+    general_block: int = 1 << 16
+    general_wide_block: int = 1 << 25
     # Up to this many variates the general path keeps its samples for the backward pass (16
     # bytes for each, optax 20) rather than drawing them again, which costs four times as much.
     kept_most: int = 1 << 20

@@ -61,7 +61,7 @@ def counted(
         return [y.astype(dtype) for y, dtype in zip(ys, dtypes, strict=True)], weights
 
     operands = [tuple(k) for k in keys], weights
-    return _mean(fun, block, operands, weights.size, _block(xs, weights.size), baseline)
+    return _mean(fun, block, operands, weights.size, _blocks(xs), baseline)
 
 
 def kept(
@@ -89,7 +89,7 @@ def kept(
 
     num_samples = keys[0].shape[1]
     operands = tuple(tuple(k) for k in keys)
-    return _mean(fun, block, operands, num_samples, num_samples, baseline)
+    return _mean(fun, block, operands, num_samples, (num_samples, num_samples), baseline)
 
 
 def drawn(
@@ -119,17 +119,15 @@ def drawn(
         log_density = _log_density(ys, xs, sigmas, noise.log_prob)
         return ys, jnp.exp(log_density - lax.stop_gradient(log_density))
 
-    most = num_samples = keys.shape[0]
-    if in_blocks:
-        most = _block(xs, num_samples)
+    num_samples = keys.shape[0]
+    most = _blocks(xs) if in_blocks else (num_samples, num_samples)
     return _mean(fun, jax.vmap(one), (keys,), num_samples, most, baseline)
 
 
-def _block(xs: Leaves, num_samples: int) -> int:
-    """Most samples of a block."""
+def _blocks(xs: Leaves) -> tuple[int, int]:
+    """Most samples of a block on a CPU, and elsewhere."""
     size = max(1, sum(x.size for x in xs))
-    even = size * num_samples // TUNING.general_blocks
-    return min(max(even, TUNING.general_block_least), TUNING.general_block_most) // size
+    return TUNING.general_block // size, TUNING.general_wide_block // size
 
 
 def _mean(
@@ -137,31 +135,62 @@ def _mean(
     block: Callable[..., tuple[list[jax.Array], jax.Array]],
     operands: tuple,
     num_samples: int,
-    most: int,
+    most: tuple[int, int],
     baseline: Leaves | None,
 ) -> list[jax.Array]:
     """(1/N) sum_s [W_s f_s + (1 - W_s) f(x)], blocks rematerialised if there are several.
 
-    One sum with one use of f_s: XLA on a CPU would evaluate `fun` again for a second one. `block`
-    maps a slice of the operands (samples on their first axis) to the leaves of the samples and
-    their weights. Samples that do not fill a block are a smaller block of their own: a mask would
-    keep `fun` from being vectorised.
+    `block` maps a slice of the operands (samples on their first axis) to the leaves of the samples
+    and their weights. Blocks are of at most so many samples on a CPU, whose caches they are to fit,
+    and elsewhere, where each starts programs of its own.
     """
 
     def part(operands: tuple) -> list[jax.Array]:
-        ys, weights = block(*operands)
-        total = []
-        # Mapped over the weights as well, for x may be an empty tree.
-        for i, f in enumerate(jax.vmap(lambda ys, _: fun(ys))(ys, weights)):
-            f = f.astype(jnp.promote_types(f.dtype, weights.dtype))
-            f = checkpoint_name(f, _OUTPUT)
-            base = None if baseline is None else jnp.asarray(baseline[i], f.dtype)
-            total.append(weighted_sum(weights.astype(f.dtype), f, base))
-        return total
+        return _total(fun, *block(*operands), baseline)
 
-    count, lanes = even_blocks(num_samples, most)
+    on_cpu, wide = (even_blocks(num_samples, n) for n in most)
+    if on_cpu == wide:
+        total = _over_blocks(part, operands, num_samples, on_cpu)
+    else:
+        total = lax.platform_dependent(
+            operands,
+            cpu=lambda operands: _over_blocks(part, operands, num_samples, on_cpu),
+            default=lambda operands: _over_blocks(part, operands, num_samples, wide),
+        )
+    return [t / num_samples for t in total]
+
+
+def _total(
+    fun: LeafFun, ys: list[jax.Array], weights: jax.Array, baseline: Leaves | None
+) -> list[jax.Array]:
+    """sum_s [W_s f_s + (1 - W_s) f(x)] of a block.
+
+    One sum with one use of f_s: XLA on a CPU would evaluate `fun` again for a second one.
+    """
+    total = []
+    # Mapped over the weights as well, for x may be an empty tree.
+    for i, f in enumerate(jax.vmap(lambda ys, _: fun(ys))(ys, weights)):
+        f = f.astype(jnp.promote_types(f.dtype, weights.dtype))
+        f = checkpoint_name(f, _OUTPUT)
+        base = None if baseline is None else jnp.asarray(baseline[i], f.dtype)
+        total.append(weighted_sum(weights.astype(f.dtype), f, base))
+    return total
+
+
+def _over_blocks(
+    part: Callable[[tuple], list[jax.Array]],
+    operands: tuple,
+    num_samples: int,
+    blocks: tuple[int, int],
+) -> list[jax.Array]:
+    """The sum of `part` over blocks, (count, samples in each).
+
+    Samples that do not fill a block are a smaller block of their own: a mask would keep `fun` from
+    being vectorised.
+    """
+    count, lanes = blocks
     if count == 1:
-        return [t / num_samples for t in part(operands)]
+        return part(operands)
     shapes = jax.eval_shape(part, operands)
     # The outputs are kept for the backward pass where they are few: then neither `fun` nor its
     # noise is evaluated twice. They are all that the derivative in x needs.
@@ -174,13 +203,13 @@ def _mean(
     def step(total: list[jax.Array], operands: tuple) -> tuple[list[jax.Array], None]:
         return [t + p for t, p in zip(total, body(operands), strict=True)], None
 
-    blocks = jax.tree.map(lambda a: a[:full].reshape(count, lanes, *a.shape[1:]), operands)
+    blocks_of = jax.tree.map(lambda a: a[:full].reshape(count, lanes, *a.shape[1:]), operands)
     zero = [jnp.zeros(s.shape, s.dtype) for s in shapes]
-    total, _ = lax.scan(step, zero, blocks)
+    total, _ = lax.scan(step, zero, blocks_of)
     if full < num_samples:
         rest = body(jax.tree.map(lambda a: a[full:], operands))
         total = [t + r for t, r in zip(total, rest, strict=True)]
-    return [t / num_samples for t in total]
+    return total
 
 
 def _log_density(ys: Leaves, xs: Leaves, sigmas: Leaves, log_prob: LogProb) -> jax.Array:

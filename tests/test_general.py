@@ -73,7 +73,7 @@ def test_gradients_flow_into_values_closed_over(implementation):
 def test_gradients_into_closures_of_several_blocks():
     ours, theirs = both("xla")
     expected = quick_jit(lambda: in_w(theirs, 8))()
-    with tuned(general_block_most=6, residual_bytes=0):  # two samples at a time, nothing kept
+    with tuned(general_block=6, residual_bytes=0):  # two samples at a time, nothing kept
         found = quick_jit(lambda: in_w(ours, 8))()
     assert_relatively_close(found, expected)
 
@@ -168,7 +168,7 @@ def test_blocks_of_samples_change_nothing_but_rounding():
 
     whole = derivatives()
     for block in (3, 12):  # one sample; four, of which the last block has three
-        with tuned(kept_most=0, general_block_most=block):
+        with tuned(kept_most=0, general_block=block):
             assert_relatively_close(derivatives(), whole, 1e-6)
 
 

@@ -82,7 +82,7 @@ def test_classes_of_the_same_name_are_not_mistaken():
 
 def test_unknown_noise_in_several_blocks():
     expected = derivatives(optax.perturbations.make_perturbed_fun, Laplace())
-    with tuned(general_block_most=12, residual_bytes=0):
+    with tuned(general_block=12, residual_bytes=0):
         assert_relatively_close(derivatives(perturbk.make_perturbed_fun, Laplace()), expected)
 
 

@@ -184,7 +184,7 @@ def test_blocks_change_nothing(rng, fun):
 
     whole = value_and_gradient()
     for block in (64, 1000):
-        with tuned(block=block, general_block_most=block, kept_most=0):
+        with tuned(block=block, general_block=block, kept_most=0):
             assert_relatively_close(value_and_gradient(), whole, 1e-5)
 
 
