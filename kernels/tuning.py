@@ -11,8 +11,9 @@ class Tuning:
     # second-level cache, below it the loop's own cost shows.
     block: int = 1 << 17
     # The same on a GPU, where each step of a loop starts several programs, 5 us each: 20 million
-    # variates took 20 ms in blocks of 2^17, 1.6 at once (H100, the five largest).
-    gpu_block: int = 1 << 24
+    # variates took 20 ms in blocks of 2^17, 1.6 at once (H100, the five largest). What is one block
+    # is also sorted once for value and gradient, else twice.
+    gpu_block: int = 1 << 25
     # Elements of a block of the general path, which holds several arrays of that size at a time
     # and is multiplied by the batch when the user maps over it; on a CPU, and elsewhere. There a
     # block takes 18 us for its start and another 18 in the backward pass, where 2^25 variates take
