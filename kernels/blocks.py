@@ -27,8 +27,8 @@ def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
 def cut(length: int, least: int, programs: int) -> tuple[int, int]:
     """(pieces, length of each) of a loop that so many programs go through, to fill a GPU.
 
-    Pieces are of at least about `least`. Their number does not depend on the batch, and so neither
-    do sums over them.
+    Pieces are of at least about `least`. Sums over them are rounded alike for any batch if
+    `programs` are those of one vector.
     """
     most = max(1, TUNING.kernel_cut_programs // programs)
     return split(length, max(min(length, least), -(-length // most)))
