@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checks import assert_bit_equal, assert_relatively_close, tuned
+from checks import assert_bit_equal, assert_relatively_close, quick_jit, tuned
 from perturbk.kernels import pallas_launch, pallas_ops, pallas_score, xla, xla_score
 from perturbk.kernels.streams import STREAMS
 
@@ -63,12 +63,14 @@ def test_codes_sums_and_products(op, noise, shape, d, inner, least, rng, monkeyp
     score = xla_score.score_dot(words, t, order=1, power=0, noise=noise, stream=stream)
     with tuned(**least):
         pieces = _counts_pieces(monkeypatch)
-        cut = functools.partial
-        of_op["platform"] = "cpu"
-        codes = jax.jit(cut(pallas_ops.samples, **of_op))(words, x, sigma)
-        both = jax.jit(cut(pallas_ops.samples_and_dot, **of_op))(words, x, sigma, t)
-        sums = jax.jit(cut(pallas_ops.op_sum, **of_op))(words, x, sigma, weights)
-        products = jax.jit(cut(pallas_ops.op_dot, **of_op))(words, x, sigma, g)
+
+        def run(kernel, *operands):
+            return quick_jit(functools.partial(kernel, platform="cpu", **of_op))(*operands)
+
+        codes = run(pallas_ops.samples, words, x, sigma)
+        both = run(pallas_ops.samples_and_dot, words, x, sigma, t)
+        sums = run(pallas_ops.op_sum, words, x, sigma, weights)
+        products = run(pallas_ops.op_dot, words, x, sigma, g)
     assert min(pieces) > 1
     assert_bit_equal((codes, both[0]), (expected, expected))
     assert_relatively_close(both[1], score, 3e-6)
@@ -85,7 +87,7 @@ def test_nan_and_scales_of_their_own(monkeypatch):
         expected = xla.samples(words, x, sigma, **of_op)
         with tuned(**PIECES):
             pieces = _counts_pieces(monkeypatch)
-            found = jax.jit(functools.partial(pallas_ops.samples, platform="cpu", **of_op))(
+            found = quick_jit(functools.partial(pallas_ops.samples, platform="cpu", **of_op))(
                 words, x, sigma
             )
         assert pieces == [5]
