@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
@@ -67,8 +68,9 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
     x, sigma = without_nan(x, sigma)
     if shared > 1:
         coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-        z = lax.optimization_barrier(draw(coordinate))
-        return _first_top(x[..., None] + sigma[..., None] * z[:, None], 2).astype(code_dtype(d))
+        z = held(draw(coordinate))
+        y = held(x[..., None] + sigma[..., None] * z[:, None])
+        return _first_top(y, 2).astype(code_dtype(d))
     return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
 
 
@@ -76,8 +78,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     """Stores only the maximum of four neighbours; draws the winning four once more.
 
     The noise is compute bound and the reduction memory bound, so storing a quarter of the values
-    pays for drawing four of d again. The barriers keep XLA from fusing the noise into the
-    reductions, where it would not be vectorised.
+    pays for drawing four of d again.
     """
     rows, d = x.shape
     group = 4 if d >= TUNING.fours_from or draw.in_fours else 1
@@ -88,11 +89,14 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, num_groups, group)
     x, sigma = lax.optimization_barrier((x, sigma))
     place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
+    drawn = draw.drawn_four(place) if group == 4 else [draw.drawn(place)]
+    if group == 1 or draw.math.divided:
+        drawn = [held(a) for a in drawn]
     best = None
-    for i, z in enumerate(draw.four(place) if group == 4 else [draw(place)]):
-        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
+    for i, a in enumerate(drawn):
+        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * draw.math.variate(a)
         best = y if best is None else jnp.maximum(best, y)
-    winner = lax.optimization_barrier(_first_top(lax.optimization_barrier(best), 1))
+    winner = lax.optimization_barrier(_first_top(held(best), 1))
     if group == 1:
         return winner
     xs, sigmas = (
@@ -100,7 +104,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     )  # [rows, group, lanes]
     coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
-    y = lax.optimization_barrier(xs + sigmas * draw(coordinate))
+    y = held(xs + sigmas * draw(coordinate))
     return winner * np.int32(group) + _first_top(y, 1)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from perturbk.kernels.blocks import held
 from perturbk.kernels.machine import PLAIN, Machine
 from perturbk.kernels.noise import NoiseMath
 from perturbk.kernels.streams import Counter, Drawn, Stream, word_like
@@ -79,8 +80,9 @@ class Draws:
         return self.math.quick_moment(bits, order, self.machine)
 
 
-def perturbed(draw: Callable, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
+def perturbed(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
     """x + sigma z of a block: float32 [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
     rows, _, d = x.shape
     coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    return x[..., None] + sigma[..., None] * draw(coordinate)[:, None]
+    z = draw.math.variate(held(draw.drawn(coordinate)))
+    return x[..., None] + sigma[..., None] * z[:, None]

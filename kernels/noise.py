@@ -84,6 +84,8 @@ class NoiseMath:
         variate: drawn -> z, float32.
         moment: (drawn, order m >= 1, power n >= 0) -> h_m(z) z^n, float32.
         highest_order: orders above it vanish identically; None when none does.
+        divided: whether bits are used on both sides of a logarithm, where XLA cuts: unless they are
+            held, each side draws them.
         above: bits -> a number from u + 2^-22 to u + 2^-21, where exp(-z) = -log u; None if z is
             not made so.
         quick_moment: (bits, order m, machine) -> h_m(z), where it does with an absolute error of
@@ -93,6 +95,7 @@ class NoiseMath:
     variate: Callable[[jax.Array], jax.Array]
     moment: Callable[[jax.Array, int, int], jax.Array]
     highest_order: int | None = None
+    divided: bool = False
     above: Callable[[jax.Array], jax.Array] | None = None
     quick_moment: Callable[[jax.Array, int, Machine], jax.Array] | None = None
 
@@ -107,6 +110,9 @@ NOISES: dict[str, NoiseMath] = {
         quick_moment=lambda bits, m, machine: quick_gumbel_moment(_positive(bits), m, machine),
     ),
     "normal": NoiseMath(
-        _normal, lambda bits, m, n: normal_moment(_normal(bits), m, n), highest_order=2
+        _normal,
+        lambda bits, m, n: normal_moment(_normal(bits), m, n),
+        highest_order=2,
+        divided=True,
     ),
 }

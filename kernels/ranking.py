@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.tuning import TUNING
 
@@ -113,8 +114,8 @@ def codes(
     `key` is one of `SORT_KEYS`.
     """
     y = perturbed(draw, x, sigma, num_lanes)
-    # Without the barrier each of the d comparisons would draw the noise anew.
-    return ranks(lax.optimization_barrier(key(y))).astype(code_dtype(x.shape[-1]))
+    # Else each of the d comparisons would draw the noise anew.
+    return ranks(held(key(y))).astype(code_dtype(x.shape[-1]))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

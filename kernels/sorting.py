@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.tuning import TUNING
@@ -109,8 +110,8 @@ def codes(
 
     `key` is that of one of `SORTS`.
     """
-    # The barrier keeps the noise from being drawn for each of the first comparators.
-    return ascending(lax.optimization_barrier(key(perturbed(draw, x, sigma, num_lanes))))
+    # Else the noise would be drawn for each of the first comparators.
+    return ascending(held(key(perturbed(draw, x, sigma, num_lanes))))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int, *, sort: Sort) -> jax.Array:

@@ -16,7 +16,8 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels import argmax
-from perturbk.kernels.draws import perturbed
+from perturbk.kernels.blocks import held
+from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
 
@@ -78,7 +79,7 @@ def _first(key: jax.Array, index: jax.Array, among) -> tuple[jax.Array, jax.Arra
 
 
 def codes(
-    draw: Callable[[jax.Array], jax.Array],
+    draw: Draws,
     x: jax.Array,
     sigma: jax.Array,
     num_lanes: int,
@@ -91,7 +92,7 @@ def codes(
     `key` gives int32 keys of perturbed values, above `LAST`; the largest come first.
     """
     d = x.shape[-1]
-    keys = lax.optimization_barrier(key(perturbed(draw, x, sigma, num_lanes)))
+    keys = held(key(perturbed(draw, x, sigma, num_lanes)))
 
     def in_groups(keys):
         return largest(keys, k, min(d, TUNING.top_k_group))

@@ -6,12 +6,14 @@ stored: blocks of it are drawn, used and forgotten. Operands as in `xla.py`, the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
+from perturbk.kernels.blocks import held, pad_to, split, stack_over, sum_over
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
@@ -31,7 +33,7 @@ def score_dot(
     block = block or TUNING.block
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    moment = stream.math(noise).moment
+    moment = _moment(stream, noise, order, power)
     # A cell is what is drawn together: four neighbours in a row of the leaf, or one element.
     fours = shared == 1 and (size >= TUNING.fours_from or stream.in_fours(1))
     cell = 4 if fours else 1
@@ -54,13 +56,13 @@ def score_dot(
         place = jnp.broadcast_to(place, (block_rows, width, lanes))
         draws = Draws(stream, noise, tuple(k[:, None] for k in ks), row, length, 1)
         if shared > 1:
-            tile = lax.optimization_barrier(moment(draws.drawn(place), order, power))
+            tile = held(moment(draws.drawn(place)))
             vs = vs[:, :, 0]
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), v.dtype)
         for i, drawn in enumerate(draws.drawn_four(place) if fours else [draws.drawn(place)]):
-            total = total + vs[:, 0, i, :, None] * moment(drawn, order, power)
-        return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
+            total = total + vs[:, 0, i, :, None] * moment(drawn)
+        return jnp.sum(held(total), 1)[:, None]
 
     def of_rows(q):
         return stack_over(lane_blocks, lambda b: sum_over(elem_blocks, lambda e: part(q, b, e)))
@@ -84,7 +86,7 @@ def score_sum(
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     block = block or TUNING.block
     groups, shared, num_samples = w.shape
-    moment = stream.math(noise).moment
+    moment = _moment(stream, noise, order, power)
     rows, length = stream.rows(size)
     folds = 4 if shared == 1 else 1  # samples added up before storing
     elem_blocks, width = split(size, block, 16)
@@ -97,26 +99,28 @@ def score_sum(
     words = _words(keys, block_rows, lanes)
     w = _blocks(w, block_rows, lanes)
     step = lanes // folds
+    # [rows, lanes, elements]: here it is the elements that stay in vector lanes, if they fill them.
+    across, along = (1, 2) if shared > 1 or width >= TUNING.vector_least else (2, 1)
 
     def part(q, e, b):
         *ks, ws = lax.optimization_barrier((*(k[q, b] for k in words), w[q, b]))
-        # [rows, lanes, elements]: here it is the elements that stay in vector lanes.
-        at = lax.broadcasted_iota(jnp.uint32, (1, 1, width), 2) + jnp.asarray(e * width, jnp.uint32)
-        row, column = _in_row(at, rows, length)
-        column = jnp.broadcast_to(column, (block_rows, step, width))
+        at = lax.iota(jnp.uint32, width) + jnp.asarray(e * width, jnp.uint32)
+        row, column = _in_row(lax.expand_dims(at, (0, across)), rows, length)
 
         def moments(lane: slice) -> jax.Array:
-            draws = Draws(stream, noise, tuple(k[:, lane, None] for k in ks), row, length, 1)
-            return moment(draws.drawn(column), order, power)
+            of_samples = tuple(jnp.expand_dims(k[:, lane], along) for k in ks)
+            draws = Draws(stream, noise, of_samples, row, length, 1)
+            shape = jnp.broadcast_shapes(column.shape, of_samples[0].shape)
+            return moment(draws.drawn(jnp.broadcast_to(column, shape)))
 
         if shared > 1:
-            tile = lax.optimization_barrier(moments(slice(None)))
+            tile = held(moments(slice(None)))
             return jnp.einsum("pmc,pce->pme", ws, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), w.dtype)
         for i in range(folds):
             lane = slice(i * step, (i + 1) * step)
-            total = total + ws[:, 0, lane, None] * moments(lane)
-        return jnp.sum(lax.optimization_barrier(total), 1)[:, None]
+            total = total + jnp.expand_dims(ws[:, 0, lane], along) * moments(lane)
+        return jnp.sum(held(total), across)[:, None]
 
     def of_rows(q):
         blocks = lane_blocks
@@ -128,6 +132,12 @@ def score_sum(
     out = stack_over(row_blocks, of_rows)  # [row blocks, elem blocks, rows, shared, width]
     out = jnp.moveaxis(out, 1, 3).reshape(row_blocks * block_rows, shared, elem_blocks * width)
     return out[:groups, :, :size]
+
+
+def _moment(stream: Stream, noise: str, order: int, power: int) -> Callable[[jax.Array], jax.Array]:
+    """h_m(z) z^n of what is drawn."""
+    math = stream.math(noise)
+    return lambda drawn: math.moment(held(drawn) if math.divided else drawn, order, power)
 
 
 def _in_row(at: jax.Array, rows: int, length: int) -> tuple[jax.Array, jax.Array]:

@@ -15,9 +15,29 @@ from perturbk.kernels.tuning import TUNING
 # Triton does not compile for it: test_triton.py has an interpreter.
 ON_A_CPU = tuple(name for name in IMPLEMENTATIONS if name != "triton")
 
-# Without LLVM's optimisations a program compiles in a third of the time. For tests in which
-# compiling is all the work; the others see what users see.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+# Without LLVM's optimisations a program compiles in a third of the time, and with what came before
+# the fusion emitters, as long as there was a choice. For tests in which compiling is all the work;
+# the others, and the benchmarks, see what users see.
+_QUICK: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
+quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
+
+
+def quick(f, /, *operands, **params):
+    """f(*operands, **params), compiled as one: operation by operation takes as long for each."""
+    return quick_jit(functools.partial(f, **params))(*operands)
+
+
+def words_of(stream, key: jax.Array, groups: int, num_samples: int) -> jax.Array:
+    """A stream's words of leaf 0 for so many keys: uint32 [groups, words_per_sample, N]."""
+    keys = jax.random.split(key, groups)
+    return quick(jax.vmap(lambda key: stream.words(key, num_samples, 0)), keys)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Float32; by numpy, which compiles nothing."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 def _crooked_log2(a: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import perturbk
-from checks import assert_bit_equal, assert_relatively_close, tuned
+from checks import assert_bit_equal, assert_relatively_close, quick, tuned
 from perturbk.kernels import streams
 from perturbk.kernels.threefry import element_bits
 from perturbk.kernels.tuning import Tuning
@@ -44,7 +44,7 @@ def results(implementation):
         out = f(jax.random.key(3), x)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(out)), out
 
-    gradient, value = jax.jit(jax.grad(loss, has_aux=True))(X)
+    gradient, value = quick(jax.grad(loss, has_aux=True), X)
     return value, gradient
 
 

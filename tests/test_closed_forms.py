@@ -11,7 +11,7 @@ from jax import lax
 
 import oracles
 import perturbk
-from checks import assert_relatively_close, fresh_caches
+from checks import assert_relatively_close, fresh_caches, quick
 from perturbk.kernels.noise import NOISES
 
 X = np.array([0.4, -0.1, 0.9, 0.0, 0.6], np.float32)
@@ -80,7 +80,7 @@ def test_within_six_standard_errors(op, noise, implementation):
 @pytest.mark.parametrize(("op", "noise"), CLOSED_FORMS)
 def test_estimate_is_that_of_numpy(op, noise, implementation):
     f = perturbed(op, noise, implementation)
-    found = jax.jit(lambda x: (f(KEY, x), jax.jacfwd(f, 1)(KEY, x)))(X)
+    found = quick(lambda x: (f(KEY, x), jax.jacfwd(f, 1)(KEY, x)), X)
     terms = oracles.sample_terms(CLOSED_FORMS[op, noise][1], noise, KEY, X, NUM_SAMPLES, SIGMA)
     expected = [np.mean(t, 0, dtype=np.float64).astype(np.float32) for t in terms[:2]]
     assert_relatively_close(list(found), expected)

@@ -4,18 +4,18 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax import lax
 
 import perturbk
-from checks import assert_bit_equal, assert_relatively_close
+from checks import assert_bit_equal, assert_relatively_close, normal, quick, quick_jit, words_of
 from perturbk.kernels import pallas_ops, tpu_ops, xla, xla_score
 from perturbk.kernels.streams import STREAMS
 
 KEY = jax.random.key(3)
-X = jax.random.normal(jax.random.key(0), (3, 5))
-T = jax.random.normal(jax.random.key(9), (3, 5))
+X, T = normal(0, 3, 5), normal(9, 3, 5)
 PAIR = "perturbk_samples_and_dot"
 
 
@@ -61,8 +61,8 @@ TRANSFORMATIONS = {
 @pytest.mark.parametrize("name", TRANSFORMATIONS)
 def test_transformations(name):
     transformed = TRANSFORMATIONS[name]
-    expected = jax.jit(transformed(_smooth(optax.perturbations)))(X)
-    assert_relatively_close(jax.jit(transformed(_smooth(perturbk)))(X), expected, 2e-5)
+    expected = quick_jit(transformed(_smooth(optax.perturbations)))(X)
+    assert_relatively_close(quick_jit(transformed(_smooth(perturbk)))(X), expected, 2e-5)
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_only_sigma():
     def smooth(sigma, x):
         return jnp.sum(T * perturbk.make_perturbed_fun(perturbk.ranking, 100, sigma)(KEY, x))
 
-    _, alone = jax.jvp(lambda s: smooth(s, X), (0.5,), (1.0,))
-    _, both = jax.jvp(smooth, (0.5, X), (1.0, jnp.zeros_like(X)))
+    alone = quick(lambda s: jax.jvp(lambda s: smooth(s, X), (s,), (1.0,))[1], 0.5)
+    both = quick(lambda s, x: jax.jvp(smooth, (s, x), (1.0, jnp.zeros_like(x)))[1], 0.5, X)
     assert_relatively_close(alone, both, 1e-6)
     assert PAIR not in str(jax.make_jaxpr(jax.grad(smooth))(0.5, X))
 
@@ -106,16 +106,14 @@ def _check(kernel, op, noise, d, inner, shape, num_samples, rng="jax"):
     """
     stream = STREAMS[rng](d if inner == 1 else inner)
     groups, shared, rows = shape
-    seeds = jax.random.split(jax.random.key(7), groups)
-    words = jnp.stack([stream.words(seed, num_samples, 0) for seed in seeds])
-    x = jax.random.normal(jax.random.key(1), (*shape, d))
-    t = jax.random.normal(jax.random.key(2), (groups, shared, rows * d))
-    sigma = jnp.full((1, 1, 1, 1), 0.7)
+    words = words_of(stream, jax.random.key(7), groups, num_samples)
+    x, t = normal(1, *shape, d), normal(2, groups, shared, rows * d)
+    sigma = np.full((1, 1, 1, 1), 0.7, np.float32)
     of_op = dict(op=op, noise=noise, inner=inner)
-    codes, dot = jax.jit(functools.partial(kernel, platform="cpu", **of_op))(words, x, sigma, t)
-    assert_bit_equal(codes, xla.samples(words, x, sigma, stream=stream, **of_op))
+    codes, dot = quick(kernel, words, x, sigma, t, platform="cpu", **of_op)
+    assert_bit_equal(codes, quick(xla.samples, words, x, sigma, stream=stream, **of_op))
     of_score = dict(order=1, power=0, noise=noise, stream=stream)
-    assert_relatively_close(dot, xla_score.score_dot(words, t, **of_score), 3e-6)
+    assert_relatively_close(dot, quick(xla_score.score_dot, words, t, **of_score), 3e-6)
 
 
 @pytest.mark.parametrize(

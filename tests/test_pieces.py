@@ -3,24 +3,22 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checks import assert_bit_equal, assert_relatively_close, quick_jit, tuned
+from checks import assert_bit_equal, assert_relatively_close, normal, quick, tuned, words_of
 from perturbk.kernels import pallas_launch, pallas_ops, pallas_score, xla, xla_score
 from perturbk.kernels.streams import STREAMS
 
 PIECES = dict(kernel_piece_least=12, kernel_piece_tiles=1)
 RACED = dict(kernel_piece_least=60, kernel_piece_tiles=1)
+SIGMA = np.full((1, 1, 1, 1), 0.7, np.float32)
 
 
 def _operands(rng, shape, d, inner=1, num_samples=150):
     stream = STREAMS[rng](d if inner == 1 else inner)
-    seeds = jax.random.split(jax.random.key(7), shape[0])
-    words = jnp.stack([stream.words(seed, num_samples, 0) for seed in seeds])
-    x = jax.random.normal(jax.random.key(1), (*shape, d))
-    return stream, words, x
+    words = words_of(stream, jax.random.key(7), shape[0], num_samples)
+    return stream, words, normal(1, *shape, d)
 
 
 def _counts_pieces(monkeypatch) -> list[int]:
@@ -51,26 +49,21 @@ def _counts_pieces(monkeypatch) -> list[int]:
 )
 def test_codes_sums_and_products(op, noise, shape, d, inner, least, rng, monkeypatch):
     stream, words, x = _operands(rng, shape, d, inner)
-    x = x.at[..., 3].set(-np.inf).at[0, 0, 0, -2:].set(-np.inf)
-    sigma = jnp.full((1, 1, 1, 1), 0.7)
-    t = jax.random.normal(jax.random.key(2), (*shape[:2], shape[2] * d))
-    weights = jax.random.normal(jax.random.key(3), (*shape[:2], words.shape[-1]))
+    x[..., 3] = x[0, 0, 0, -2:] = -np.inf
+    t, weights = normal(2, *shape[:2], shape[2] * d), normal(3, *shape[:2], words.shape[-1])
     of_op = dict(op=op, noise=noise, inner=inner, stream=stream)
-    expected = xla.samples(words, x, sigma, **of_op)
-    total = xla.op_sum(words, x, sigma, weights, **of_op)
-    g = jax.random.normal(jax.random.key(4), total.shape)
-    product = xla.op_dot(words, x, sigma, g, **of_op)
-    score = xla_score.score_dot(words, t, order=1, power=0, noise=noise, stream=stream)
+    expected = quick(xla.samples, words, x, SIGMA, **of_op)
+    total = quick(xla.op_sum, words, x, SIGMA, weights, **of_op)
+    g = normal(4, *total.shape)
+    product = quick(xla.op_dot, words, x, SIGMA, g, **of_op)
+    score = quick(xla_score.score_dot, words, t, order=1, power=0, noise=noise, stream=stream)
     with tuned(**least):
         pieces = _counts_pieces(monkeypatch)
-
-        def run(kernel, *operands):
-            return quick_jit(functools.partial(kernel, platform="cpu", **of_op))(*operands)
-
-        codes = run(pallas_ops.samples, words, x, sigma)
-        both = run(pallas_ops.samples_and_dot, words, x, sigma, t)
-        sums = run(pallas_ops.op_sum, words, x, sigma, weights)
-        products = run(pallas_ops.op_dot, words, x, sigma, g)
+        run = functools.partial(quick, platform="cpu", **of_op)
+        codes = run(pallas_ops.samples, words, x, SIGMA)
+        both = run(pallas_ops.samples_and_dot, words, x, SIGMA, t)
+        sums = run(pallas_ops.op_sum, words, x, SIGMA, weights)
+        products = run(pallas_ops.op_dot, words, x, SIGMA, g)
     assert min(pieces) > 1
     assert_bit_equal((codes, both[0]), (expected, expected))
     assert_relatively_close(both[1], score, 3e-6)
@@ -79,17 +72,15 @@ def test_codes_sums_and_products(op, noise, shape, d, inner, least, rng, monkeyp
 
 def test_nan_and_scales_of_their_own(monkeypatch):
     stream, words, x = _operands("jax", (1, 1, 4), 60)
-    x = x.at[0, 0, 0, 41].set(np.nan).at[0, 0, 1, 7:50].set(np.nan).at[0, 0, 2].set(-np.inf)
-    x = x.at[0, 0, 3, 33].set(np.inf)
-    sigma = jnp.abs(jax.random.normal(jax.random.key(5), x.shape))
+    x[0, 0, 0, 41] = x[0, 0, 1, 7:50] = np.nan
+    x[0, 0, 2], x[0, 0, 3, 33] = -np.inf, np.inf
+    sigma = np.abs(normal(5, *x.shape))
     for op in ("argmax", "top_k_5"):
         of_op = dict(op=op, noise="gumbel", inner=1, stream=stream)
-        expected = xla.samples(words, x, sigma, **of_op)
+        expected = quick(xla.samples, words, x, sigma, **of_op)
         with tuned(**PIECES):
             pieces = _counts_pieces(monkeypatch)
-            found = quick_jit(functools.partial(pallas_ops.samples, platform="cpu", **of_op))(
-                words, x, sigma
-            )
+            found = quick(pallas_ops.samples, words, x, sigma, platform="cpu", **of_op)
         assert pieces == [5]
         assert_bit_equal(found, expected)
 
@@ -97,15 +88,14 @@ def test_nan_and_scales_of_their_own(monkeypatch):
 def test_a_piece_that_forgets_its_place_is_caught(monkeypatch):
     """Without its first coordinate, every piece would draw the same noise."""
     stream, words, x = _operands("jax", (1, 1, 1), 60)
-    sigma = jnp.full((1, 1, 1, 1), 0.7)
     of_op = dict(op="argmax", noise="gumbel", inner=1, stream=stream)
-    expected = xla.samples(words, x, sigma, **of_op)
+    expected = quick(xla.samples, words, x, SIGMA, **of_op)
     row = pallas_launch.Row
     monkeypatch.setattr(
         pallas_launch, "Row", lambda *args: row(*args[:5], np.int32(0) * args[5], *args[6:])
     )
     with tuned(**PIECES):
-        found = pallas_ops.samples(words, x, sigma, platform="cpu", **of_op)
+        found = quick(pallas_ops.samples, words, x, SIGMA, platform="cpu", **of_op)
     with pytest.raises(AssertionError):
         assert_bit_equal(found, expected)
 
@@ -114,9 +104,9 @@ def test_a_piece_that_forgets_its_place_is_caught(monkeypatch):
 def test_pieces_of_a_score_product(rng):
     stream, words, x = _operands(rng, (2, 3, 1), 101)
     of_score = dict(noise="gumbel", stream=stream, order=1, power=0)
-    expected = xla_score.score_dot(words, x[:, :, 0], **of_score)
+    expected = quick(xla_score.score_dot, words, x[:, :, 0], **of_score)
     with tuned(**PIECES):
         run = functools.partial(pallas_score.score_dot, platform="cpu", **of_score)
-        program = jax.jit(run).trace(words, x[:, :, 0])
-        assert f"grid=(2, 2, {13 if rng == 'jax' else 4})" in str(program.jaxpr)
-        assert_relatively_close(run(words, x[:, :, 0]), expected, 3e-6)
+        jaxpr = jax.make_jaxpr(run)(words, x[:, :, 0])
+        assert f"grid=(2, 2, {13 if rng == 'jax' else 4})" in str(jaxpr)
+        assert_relatively_close(quick(run, words, x[:, :, 0]), expected, 3e-6)

@@ -1,17 +1,16 @@
 """Score products of the GPU kernels, interpreted, against those of XLA."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from checks import assert_relatively_close
+from checks import assert_relatively_close, normal, quick, quick_jit, words_of
 from perturbk.kernels import pallas_score, xla_score
 from perturbk.kernels.streams import STREAMS
 
-
-def _words(stream, groups, num_samples):
-    keys = jax.random.split(jax.random.key(0), groups)
-    return jnp.stack([stream.words(key, num_samples, 0) for key in keys])
+KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize(
@@ -27,18 +26,17 @@ def _words(stream, groups, num_samples):
 )
 def test_products(rng, noise, groups, shared, size, last, num_samples):
     stream = STREAMS[rng](last)
-    words = _words(stream, groups, num_samples)
-    v = jax.random.normal(jax.random.key(1), (groups, shared, size))
-    w = jax.random.normal(jax.random.key(2), (groups, shared, num_samples))
+    words = words_of(stream, KEY, groups, num_samples)
+    v, w = normal(1, groups, shared, size), normal(2, groups, shared, num_samples)
     which = dict(noise=noise, order=1, power=0, stream=stream)
     assert_relatively_close(
-        pallas_score.score_dot(words, v, **which, platform="cpu"),
-        xla_score.score_dot(words, v, **which),
+        quick(pallas_score.score_dot, words, v, **which, platform="cpu"),
+        quick(xla_score.score_dot, words, v, **which),
         3e-6,
     )
     assert_relatively_close(
-        pallas_score.score_sum(words, w, size=size, **which, platform="cpu"),
-        xla_score.score_sum(words, w, size=size, **which),
+        quick(pallas_score.score_sum, words, w, size=size, **which, platform="cpu"),
+        quick(xla_score.score_sum, words, w, size=size, **which),
         3e-6,
     )
 
@@ -46,8 +44,9 @@ def test_products(rng, noise, groups, shared, size, last, num_samples):
 @pytest.mark.parametrize("rng", ["jax", "philox"])
 def test_a_vector_among_others_gives_the_same_bits(rng):
     stream = STREAMS[rng](30)
-    words = _words(stream, 1, 130)
-    w = jax.random.normal(jax.random.key(2), (1, 7, 130))
+    words = words_of(stream, KEY, 1, 130)
+    w = normal(2, 1, 7, 130)
     which = dict(size=30, noise="gumbel", order=1, power=0, stream=stream, platform="cpu")
-    alone = [pallas_score.score_sum(words, w[:, i : i + 1], **which) for i in range(7)]
-    assert jnp.array_equal(pallas_score.score_sum(words, w, **which), jnp.concatenate(alone, 1))
+    score_sum = quick_jit(functools.partial(pallas_score.score_sum, **which))
+    alone = [score_sum(words, w[:, i : i + 1]) for i in range(7)]
+    np.testing.assert_array_equal(score_sum(words, w), np.concatenate(alone, 1))

@@ -13,7 +13,15 @@ from scipy import special
 
 import oracles
 import perturbk
-from checks import assert_bit_equal, assert_relatively_close, quick_jit, tuned
+from checks import (
+    assert_bit_equal,
+    assert_relatively_close,
+    normal,
+    quick,
+    quick_jit,
+    tuned,
+    words_of,
+)
 from perturbk.implementations import check, choose
 from perturbk.kernels import pallas_ops, sorting, tpu_ops, tpu_sort, xla, xla_score
 from perturbk.kernels.sorting import SORTS
@@ -37,7 +45,8 @@ def test_order_and_values(op, d):
     )
     y = jnp.asarray(y, jnp.float32)
     expected = SPELLED[op](y, axis=1)
-    found = [by(SORTS[op].key(y)) for by in (sorting._by_network, sorting._by_xla)]
+    ways = sorting._by_network, sorting._by_xla
+    found = quick(lambda y: [by(SORTS[op].key(y)) for by in ways], y)
     assert_bit_equal(found[0], found[1])
     np.testing.assert_array_equal(SORTS[op].value(found[0]), expected)
 
@@ -56,13 +65,12 @@ def test_the_network_of_a_tpu(d):
 def _operands(shape, d, num_samples, rng):
     groups, shared, rows = shape
     stream = STREAMS[rng](d)
-    words = [stream.words(k, num_samples, 0) for k in jax.random.split(KEY, groups)]
-    drawn = iter(jax.random.split(jax.random.key(1), 4))
+    words = words_of(stream, KEY, groups, num_samples)
     return (
-        (jnp.stack(words), jax.random.normal(next(drawn), (*shape, d)), jnp.full((1,) * 4, 0.7)),
-        jax.random.normal(next(drawn), (groups, shared, num_samples)),
-        jax.random.normal(next(drawn), (*shape, d)),
-        jax.random.normal(next(drawn), (groups, shared, rows * d)),
+        (words, normal(1, *shape, d), np.full((1,) * 4, 0.7, np.float32)),
+        normal(2, groups, shared, num_samples),
+        normal(3, *shape, d),
+        normal(4, groups, shared, rows * d),
         stream,
     )
 
@@ -88,9 +96,8 @@ def test_kernels(kernels, op, rng, noise, d, shape):
     static = dict(op=op, noise=noise, inner=1, stream=stream)
 
     def both(name, *operands):
-        ours = functools.partial(getattr(kernels, name), platform="cpu", **static)
-        plain = functools.partial(getattr(xla, name), **static)
-        return [quick_jit(f)(*of_op, *operands) for f in (ours, plain)]
+        ours = quick(getattr(kernels, name), *of_op, *operands, platform="cpu", **static)
+        return ours, quick(getattr(xla, name), *of_op, *operands, **static)
 
     value = SORTS[op].value
     ours, plain = both("samples")
@@ -98,11 +105,10 @@ def test_kernels(kernels, op, rng, noise, d, shape):
     assert_relatively_close(value(ours), value(plain), 1e-6)
     assert_relatively_close(*both("op_sum", w))
     assert_relatively_close(*both("op_dot", g))
-    one_pass = functools.partial(kernels.samples_and_dot, platform="cpu", **static)
-    codes, dot = quick_jit(one_pass)(*of_op, t)
+    codes, dot = quick(kernels.samples_and_dot, *of_op, t, platform="cpu", **static)
     assert_relatively_close(value(codes), value(plain), 1e-6)
     of_score = dict(noise=noise, order=1, power=0, stream=stream)
-    assert_relatively_close(dot, xla_score.score_dot(of_op[0], t, **of_score))
+    assert_relatively_close(dot, quick(xla_score.score_dot, of_op[0], t, **of_score))
 
 
 STRANGE = {
@@ -121,16 +127,13 @@ def test_infinities_and_nan(op, x, implementation):
     )
     y = np.array(x) + 0.5 * oracles.draw("Gumbel", KEY, (5,), 9)
     expected = np.mean(SPELLED[op](jnp.asarray(y, jnp.float32)), 0)
-    np.testing.assert_allclose(f(KEY, jnp.array(x)), expected, rtol=1e-6)
+    np.testing.assert_allclose(quick_jit(f)(KEY, jnp.array(x)), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("noise", [perturbk.Gumbel(), perturbk.Normal()])
 def test_numbers_of_optax(noise, implementation):
     """Values and all derivatives, of a tree, along every axis, in both modes and mapped."""
-    x = {
-        "a": jax.random.normal(jax.random.key(1), (3, 4)),
-        "b": jax.random.normal(jax.random.key(2), (70,)),
-    }
+    x = {"a": normal(1, 3, 4), "b": normal(2, 70)}
 
     def fun(x):
         return (
@@ -179,16 +182,16 @@ def test_the_largest_has_a_closed_form(implementation):
 
 
 def test_blocks_change_nothing_but_rounding():
-    x = jax.random.normal(jax.random.key(1), (2, 40))
     f = perturbk.make_perturbed_fun(jnp.sort, 50, 0.5)
 
-    def value_and_gradient():
+    def value_and_gradient(x):
         return f(KEY, x), jax.grad(lambda x: jnp.sum(f(KEY, x) ** 2))(x)
 
-    whole = value_and_gradient()
+    x = normal(1, 2, 40)
+    whole = quick(value_and_gradient, x)
     for numbers in (dict(block=64, residual_bytes=0), dict(sorting_network_most=8)):
         with tuned(**numbers):
-            assert_relatively_close(value_and_gradient(), whole)
+            assert_relatively_close(quick(value_and_gradient, x), whole)
 
 
 # --- the choice ----------------------------------------------------------------------------------

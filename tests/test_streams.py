@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import perturbk
-from checks import assert_relatively_close, assert_rounding_apart, quick_jit, tuned
+from checks import assert_relatively_close, assert_rounding_apart, normal, quick, quick_jit, tuned
 from perturbk.kernels import reference
 
 KEY = jax.random.key(5)
@@ -22,7 +22,7 @@ def drawn(rng, noise, num_samples, shape, leaf=0):
     """z of the reference: [num_samples, *shape]."""
     draw = reference.DRAWS[rng](KEY, noise)
     like = jnp.zeros(shape)
-    return np.asarray(jax.jit(jax.vmap(lambda s: draw(s, leaf, like)))(jnp.arange(num_samples)))
+    return np.asarray(quick(jax.vmap(lambda s: draw(s, leaf, like)), np.arange(num_samples)))
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -89,17 +89,21 @@ SHAPES = {
 @functools.cache
 def expected_of(rng, fun, noise, shape):
     """(x, the reference's mean)."""
-    x = jax.random.normal(jax.random.key(1), shape)
+    x = normal(1, *shape)
     tree = {"a": x, "b": x[..., ::-1]}  # the second leaf has noise of its own
-    return tree, reference.perturbed_mean(
-        lambda x: jax.tree.map(FUNS[fun], x),
-        KEY,
-        tree,
-        num_samples=37,
-        sigma=0.5,
-        noise=NOISES[noise],
-        draw=reference.DRAWS[rng](KEY, noise),
-    )
+
+    def expected(tree):
+        return reference.perturbed_mean(
+            lambda x: jax.tree.map(FUNS[fun], x),
+            KEY,
+            tree,
+            num_samples=37,
+            sigma=0.5,
+            noise=NOISES[noise],
+            draw=reference.DRAWS[rng](KEY, noise),
+        )
+
+    return tree, quick(expected, tree)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_every_implementation_is_the_reference(rng, fun, noise, shape, implement
     if fun == "general":
         assert_relatively_close(found, expected)
     else:
-        expected = jax.tree.map(lambda a: a.astype(jnp.float32), expected)
+        expected = jax.tree.map(lambda a: np.asarray(a, np.float32), expected)
         assert_rounding_apart(found, expected)
 
 
@@ -174,18 +178,16 @@ def test_derivatives_are_the_reference(rng, noise, implementation):
     ("rng", "fun"), [("philox", "argmax"), ("philox", "general"), ("threefry_pair", "argmax")]
 )
 def test_blocks_change_nothing(rng, fun):
-    x = jax.random.normal(jax.random.key(1), (3, 70))
     f = perturbk.make_perturbed_fun(FUNS[fun], 40, 0.5, rng=rng)
 
-    def value_and_gradient():
-        return jax.jit(jax.vjp, static_argnums=0)(lambda x: f(KEY, x), x)[0], jax.grad(
-            lambda x: jnp.sum(f(KEY, x) ** 2)
-        )(x)
+    def value_and_gradient(x):
+        return f(KEY, x), jax.grad(lambda x: jnp.sum(f(KEY, x) ** 2))(x)
 
-    whole = value_and_gradient()
+    x = normal(1, 3, 70)
+    whole = quick(value_and_gradient, x)
     for block in (64, 1000):
         with tuned(block=block, general_block=block, kept_most=0):
-            assert_relatively_close(value_and_gradient(), whole, 1e-5)
+            assert_relatively_close(quick(value_and_gradient, x), whole, 1e-5)
 
 
 @pytest.mark.parametrize("rng", OTHERS)
@@ -196,7 +198,7 @@ def test_keys_of_every_kind(rng, impl, implementation):
     f = perturbk.make_perturbed_fun(
         perturbk.argmax_one_hot, 200, implementation=implementation, rng=rng
     )
-    one, two = f(key, x), f(jax.random.split(key)[0], x)
+    one, two = quick(lambda key: (f(key, x), f(jax.random.split(key)[0], x)), key)
     assert float(one.sum()) == pytest.approx(1) and not np.array_equal(one, two)
     assert perturbk.explain(f, x, key=key).leaves[0].kernel == f"argmax_gumbel_{rng}"
 

@@ -5,13 +5,13 @@ tests/test_tpu_compile.py compiles them with the real compiler, where libtpu is 
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbk.kernels import topk, tpu_ops, tpu_score, xla, xla_score
+from checks import quick
+from perturbk.kernels import topk, xla
 from perturbk.kernels.ops import OPS
-from tpu_operands import SHAPES, WIDE, assert_close, operands_of
+from tpu_operands import SHAPES, WIDE, assert_close, both, operands_of
 
 
 @pytest.mark.parametrize("shape", [*SHAPES.values(), *WIDE.values()], ids=[*SHAPES, *WIDE])
@@ -19,8 +19,7 @@ from tpu_operands import SHAPES, WIDE, assert_close, operands_of
 def test_winners(shape, noise, sigma):
     operands = operands_of(shape, sigma=sigma)[:3]
     static = dict(op="argmax", noise=noise, inner=shape[-1])
-    want = xla.samples(*operands, **static)
-    np.testing.assert_array_equal(tpu_ops.samples(*operands, platform="cpu", **static), want)
+    np.testing.assert_array_equal(*both("samples", *operands, **static))
 
 
 @pytest.mark.parametrize("sigma, name", [("array", "few-samples"), *(("scalar", n) for n in WIDE)])
@@ -28,8 +27,7 @@ def test_top_k(name, sigma):
     shape = {**SHAPES, **WIDE}[name]
     operands = operands_of(shape, sigma=sigma)[:3]
     static = dict(op="top_k_5", noise="gumbel", inner=shape[-1])
-    want = xla.samples(*operands, **static)
-    np.testing.assert_array_equal(tpu_ops.samples(*operands, platform="cpu", **static), want)
+    np.testing.assert_array_equal(*both("samples", *operands, **static))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1023, 130, 1), (1, 1, 2, 5, 130, 1)])
@@ -37,10 +35,10 @@ def test_top_k_before_the_padding(shape):
     """Values below every other: NaN with a sign, in rows that are padded."""
     keys, x, sigma, _, _ = operands_of(shape)
     nan = np.array(0xFFC00000, np.uint32).view(np.float32)
-    operands = keys, x.at[..., 2:].set(nan), sigma
+    x[..., 2:] = nan
+    operands = keys, x, sigma
     static = dict(op="top_k_5", noise="gumbel", inner=1)
-    want = xla.samples(*operands, **static)
-    np.testing.assert_array_equal(tpu_ops.samples(*operands, platform="cpu", **static), want)
+    np.testing.assert_array_equal(*both("samples", *operands, **static))
 
 
 @pytest.mark.parametrize("op, out", [("top_k_3", 9), ("top_k_indices_3", 3)])
@@ -48,18 +46,17 @@ def test_sums_and_products_of_top_k(op, out):
     keys, x, sigma, weights, cotangent = operands_of((2, 2, 3, 9, 130, 1))
     static = dict(op=op, noise="gumbel", inner=1)
     for name, last in (("op_sum", weights), ("op_dot", cotangent[..., :out])):
-        want = getattr(xla, name)(keys, x, sigma, last, **static)
-        got = getattr(tpu_ops, name)(keys, x, sigma, last, platform="cpu", **static)
-        assert_close(got, want)
+        assert_close(*both(name, keys, x, sigma, last, **static))
 
 
 def test_top_k_by_comparison():
     """Sums and products as a TPU takes them."""
     *operands, weights, cotangent = operands_of((2, 2, 3, 9, 130, 1))
-    codes = xla.samples(*operands, op="top_k_3", noise="gumbel", inner=1)
-    want = topk.weighted(codes, weights, 9)
-    assert_close(topk.weighted_by_comparison(codes, weights, 9), want)
-    assert_close(topk.dot_by_comparison(codes, cotangent), topk.dot(codes, cotangent))
+    codes = quick(xla.samples, *operands, op="top_k_3", noise="gumbel", inner=1)
+    weighted = topk.weighted_by_comparison, topk.weighted
+    assert_close(*(quick(lambda *of, f=f: f(*of, 9), codes, weights) for f in weighted))
+    dots = topk.dot_by_comparison, topk.dot
+    assert_close(*(quick(f, codes, cotangent) for f in dots))
 
 
 @pytest.mark.parametrize("op", ["argmax", "ranking"])
@@ -68,8 +65,7 @@ def test_sums_and_products(shape, op):
     *operands, weights, cotangent = operands_of(shape)
     static = dict(op=op, noise="normal", inner=shape[-1])
     for name, last in (("op_sum", weights), ("op_dot", cotangent)):
-        want = getattr(xla, name)(*operands, last, **static)
-        assert_close(getattr(tpu_ops, name)(*operands, last, platform="cpu", **static), want)
+        assert_close(*both(name, *operands, last, **static))
 
 
 @pytest.mark.parametrize(
@@ -84,10 +80,8 @@ def test_scores(shape, noise):
     keys, x, _, weights, v = operands_of(shape)
     v, size = v.reshape(*x.shape[:2], -1), v[0, 0].size
     which = dict(noise=noise, order=1, power=1)
-    want = xla_score.score_dot(keys, v, **which)
-    assert_close(tpu_score.score_dot(keys, v, platform="cpu", **which), want)
-    want = xla_score.score_sum(keys, weights, size=size, **which)
-    assert_close(tpu_score.score_sum(keys, weights, size=size, platform="cpu", **which), want)
+    assert_close(*both("score_dot", keys, v, **which))
+    assert_close(*both("score_sum", keys, weights, size=size, **which))
 
 
 @pytest.mark.parametrize("op", [*OPS, "top_k_2", "top_k_5", "top_k_indices_3"])
@@ -98,10 +92,9 @@ def test_not_a_number(op):
     x = [[0, inf, nan, inf, nan], [nan, 0, 0, -inf, inf], [inf, -inf, 0, inf, 1], [-inf] * 5]
     sigma = np.ones((4, 5))
     sigma[3, 2] = nan
-    operands = keys, jnp.asarray([[x]], jnp.float32), jnp.asarray([[sigma]], jnp.float32)
+    operands = keys, np.array([[x]], np.float32), np.array([[sigma]], np.float32)
     static = dict(op=op, noise="gumbel", inner=shape[-1])
-    want = xla.samples(*operands, **static)
-    np.testing.assert_array_equal(tpu_ops.samples(*operands, platform="cpu", **static), want)
+    np.testing.assert_array_equal(*both("samples", *operands, **static))
 
 
 def test_counters_wrap_as_unsigned():
@@ -109,5 +102,4 @@ def test_counters_wrap_as_unsigned():
     inner, d = (1 << 31) // 3, 5
     keys, x, sigma, _, _ = operands_of((1, 1, 2, d, 130, inner))
     static = dict(op="argmax", noise="gumbel", inner=inner)
-    want = xla.samples(keys, x, sigma, **static)
-    np.testing.assert_array_equal(tpu_ops.samples(keys, x, sigma, platform="cpu", **static), want)
+    np.testing.assert_array_equal(*both("samples", keys, x, sigma, **static))

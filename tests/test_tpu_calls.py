@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 import perturbk
+from checks import quick
 from perturbk import implementations
 from perturbk.kernels import tpu_ops, tpu_score, xla, xla_score
 from perturbk.kernels.streams import THREEFRY, Philox, ThreefryPair
@@ -33,7 +34,7 @@ def test_as_on_a_tpu(op, stream):
     shape = (1, 1, 2, 12, 130, 1)
     *operands, weights, _ = operands_of(shape)
     static = dict(op=op, noise="gumbel", inner=1, stream=stream)
-    want = xla.op_sum(*operands, weights, **static)
+    want = quick(xla.op_sum, *operands, weights, **static)
     with _tpu_interpreter():
         got = tpu_ops.op_sum(*operands, weights, platform="tpu", **static)
     assert_close(got, want)
@@ -42,7 +43,7 @@ def test_as_on_a_tpu(op, stream):
 def test_scores_as_on_a_tpu():
     keys, _, _, weights, _ = operands_of((1, 1, 1, 30, 1100, 1))
     which = dict(noise="gumbel", order=1, power=0)
-    want = xla_score.score_sum(keys, weights, size=30, **which)
+    want = quick(xla_score.score_sum, keys, weights, size=30, **which)
     with _tpu_interpreter():
         got = tpu_score.score_sum(keys, weights, size=30, platform="tpu", **which)
     assert_close(got, want)
@@ -78,7 +79,7 @@ def test_derivatives(tpu_kernels_on_cpu, fun, noise):
         f = perturbk.make_perturbed_fun(fun, 50, 0.7, noise, implementation=implementation)
         f = functools.partial(f, key)
         hessian = jax.jacfwd(jax.jacrev(f))
-        return f(x), jax.jacrev(f)(x), jax.jacfwd(f)(x), hessian(x)
+        return quick(lambda x: (f(x), jax.jacrev(f)(x), jax.jacfwd(f)(x), hessian(x)), x)
 
     for got, want in zip(by("pallas"), by("xla"), strict=True):
         assert_close(got, want)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import perturbk
-from checks import assert_relatively_close, assert_rounding_apart, quick_jit
+from checks import assert_relatively_close, assert_rounding_apart, normal, quick
 from perturbk import implementations
 from perturbk.kernels import reference, tpu_ops, tpu_score
 from perturbk.kernels.hardware import cells_of
@@ -91,12 +91,12 @@ FUNS = {
     ],
 )
 def test_values(tpu_kernels_on_cpu, fun, noise, shape, num_samples):
-    x = jax.random.normal(jax.random.key(1), shape)
+    x = normal(1, *shape)
     tree = {"a": x, "b": x[..., ::-1]}  # the second leaf has noise of its own
     per_leaf = functools.partial(jax.tree.map, FUNS[fun])
-    found = quick_jit(perturbed(per_leaf, num_samples, noise))(KEY, tree)
-    want = expected(per_leaf, num_samples, noise)(KEY, tree)
-    assert_rounding_apart(found, jax.tree.map(lambda a: a.astype(jnp.float32), want))
+    found = quick(perturbed(per_leaf, num_samples, noise), KEY, tree)
+    want = quick(expected(per_leaf, num_samples, noise), KEY, tree)
+    assert_rounding_apart(found, jax.tree.map(lambda a: np.asarray(a, np.float32), want))
 
 
 def test_derivatives(tpu_kernels_on_cpu):
@@ -121,16 +121,16 @@ def test_derivatives(tpu_kernels_on_cpu):
             "x": jax.vmap(f, (None, 0))(KEY, xs),
         }
 
-    found, want = (
-        quick_jit(lambda f=f: derivatives(f))() for f in (perturbed(fun, 9), expected(fun, 9))
-    )
-    assert_relatively_close(found, jax.tree.map(lambda a: a.astype(jnp.float32), want))
+    found, want = (quick(derivatives, f=f) for f in (perturbed(fun, 9), expected(fun, 9)))
+    assert_relatively_close(found, jax.tree.map(lambda a: np.asarray(a, np.float32), want))
 
 
 def test_samples_and_tangent_in_one_pass(tpu_kernels_on_cpu):
-    x = jax.random.normal(jax.random.key(2), (70,))
-    f, want = (make(perturbk.argmax_one_hot, 1100) for make in (perturbed, expected))
-    found, want = (jax.jvp(lambda x, f=f: f(KEY, x), (x,), (x + 1,)) for f in (f, want))
+    x = normal(2, 70)
+    fs = [make(perturbk.argmax_one_hot, 1100) for make in (perturbed, expected)]
+    found, want = (
+        quick(lambda x, f=f: jax.jvp(functools.partial(f, KEY), (x,), (x + 1,)), x) for f in fs
+    )
     assert_relatively_close(found, want)
 
 

@@ -5,7 +5,6 @@ tests/test_streams.py compares those with the reference.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -13,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checks import quick_jit
-from perturbk.kernels import tpu_ops, tpu_score, xla, xla_score
+from perturbk.kernels import tpu_score
 from perturbk.kernels.streams import Philox, ThreefryPair
-from tpu_operands import assert_close, operands_of
+from tpu_operands import assert_close, both, operands_of
 
 # (groups, shared, shape of the leaf, axis, num_samples): by how the cells lie in the rows.
 LEAVES = {
@@ -37,15 +35,6 @@ def _operands(leaf):
     return operands, inner, ThreefryPair(shape[-1])
 
 
-def _both(name: str, ops, plain, *operands, **static):
-    """(result of the TPU's kernel, of XLA's)."""
-    kernels = (
-        functools.partial(getattr(ops, name), platform="cpu", **static),
-        functools.partial(getattr(plain, name), **static),
-    )
-    return [quick_jit(kernel)(*operands) for kernel in kernels]
-
-
 @pytest.mark.parametrize(
     "name, op, noise",
     [*((name, "argmax", "gumbel") for name in LEAVES), ("odd segments", "top_k_1", "normal")],
@@ -53,14 +42,14 @@ def _both(name: str, ops, plain, *operands, **static):
 def test_winners(name, op, noise):
     operands, inner, stream = _operands(LEAVES[name])
     static = dict(op=op, noise=noise, inner=inner, stream=stream)
-    np.testing.assert_array_equal(*_both("samples", tpu_ops, xla, *operands[:3], **static))
+    np.testing.assert_array_equal(*both("samples", *operands[:3], **static))
 
 
 def test_ranks():
     operands, inner, stream = _operands(LEAVES["odd rows"])
     static = dict(op="ranking", noise="gumbel", inner=inner, stream=stream)
-    np.testing.assert_array_equal(*_both("samples", tpu_ops, xla, *operands[:3], **static))
-    assert_close(*_both("op_sum", tpu_ops, xla, *operands[:4], **static))
+    np.testing.assert_array_equal(*both("samples", *operands[:3], **static))
+    assert_close(*both("op_sum", *operands[:4], **static))
 
 
 @pytest.mark.parametrize("name", ["odd rows", "rows of one", "odd segments", "odd pieces"])
@@ -68,9 +57,9 @@ def test_scores(name):
     (keys, x, _, weights, v), _, stream = _operands(LEAVES[name])
     v = v.reshape(*x.shape[:2], -1)
     which = dict(noise="gumbel", order=1, power=1, stream=stream)
-    assert_close(*_both("score_dot", tpu_score, xla_score, keys, v, **which))
+    assert_close(*both("score_dot", keys, v, **which))
     which["size"] = v.shape[-1]
-    assert_close(*_both("score_sum", tpu_score, xla_score, keys, weights, **which))
+    assert_close(*both("score_sum", keys, weights, **which))
 
 
 def test_kernels_refuse_other_streams():

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from perturbk import implementations
-from perturbk.kernels import tpu_ops, tpu_ranking, tpu_sort, xla
+from perturbk.kernels import tpu_ranking, tpu_sort
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.streams import THREEFRY
-from tpu_operands import SHAPES, operands_of
+from tpu_operands import SHAPES, both, operands_of
 
 
 @pytest.mark.parametrize("op", SORT_KEYS)
@@ -19,8 +19,7 @@ from tpu_operands import SHAPES, operands_of
 def test_ranks(name, op):
     operands = operands_of(shape := SHAPES[name])[:3]
     static = dict(op=op, noise="gumbel", inner=shape[-1])
-    want = xla.samples(*operands, **static)
-    got = tpu_ops.samples(*operands, platform="cpu", **static)
+    got, want = both("samples", *operands, **static)
     np.testing.assert_array_equal(got, want)
     assert got.dtype == want.dtype
 
@@ -61,11 +60,9 @@ def test_ranks_by_sorting(monkeypatch):
     """The network in its kernel, with ties by a noise that vanishes."""
     monkeypatch.setattr(tpu_ranking, "counts", lambda d: False)
     keys, x, _, _, _ = operands_of((1, 1, 2, 5, 130, 1))
-    sigma = jnp.array([0.5, 0.0]).reshape(1, 1, 2, 1)
+    sigma = np.array([0.5, 0.0], np.float32).reshape(1, 1, 2, 1)
     static = dict(op="ranking", noise="gumbel", inner=1)
-    want = xla.samples(keys, x, sigma, **static)
-    got = tpu_ops.samples(keys, x, sigma, platform="cpu", **static)
-    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(*both("samples", keys, x, sigma, **static))
 
 
 @pytest.mark.parametrize(

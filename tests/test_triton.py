@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import perturbk
+from checks import normal, quick
 from perturbk.implementations import check
 from perturbk.kernels import triton, triton_plan, xla, xla_score
 from perturbk.kernels.ops import op_math
@@ -56,11 +57,12 @@ def other_blocks(monkeypatch):
 
 
 def words_of(groups, num_samples, stream):
-    return jnp.stack([stream.words(jax.random.key(g), num_samples, 3) for g in range(groups)])
+    keys = jax.random.split(KEY, groups)
+    return quick(jax.vmap(lambda key: stream.words(key, num_samples, 3)), keys)
 
 
 def drawn(*shape):
-    return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
+    return jnp.asarray(normal(sum(shape), *shape))
 
 
 def close(found, expected, scale):
@@ -81,7 +83,7 @@ def check_op(op, noise, num_samples, shape, inner=1, *, sums=True, rng="jax", la
     static = dict(op=op, noise=noise, inner=inner, stream=stream)
     on_triton = dict(static, platform="cpu")
     codes = triton_ops.samples(keys, x, sigma, **on_triton)
-    expected = xla.samples(keys, x, sigma, **static)
+    expected = quick(xla.samples, keys, x, sigma, **static)
     assert codes.dtype == expected.dtype
     if op in SORTS:  # the codes of floats
         close(SORTS[op].value(codes), SORTS[op].value(expected), scale=4)
@@ -92,12 +94,12 @@ def check_op(op, noise, num_samples, shape, inner=1, *, sums=True, rng="jax", la
     weights, g = drawn(groups, shared, num_samples), drawn(*shape[:3], op_math(op).out_size(d))
     close(
         triton_ops.op_sum(keys, x, sigma, weights, **on_triton),
-        xla.op_sum(keys, x, sigma, weights, **static),
+        quick(xla.op_sum, keys, x, sigma, weights, **static),
         scale=d * num_samples**0.5,
     )
     close(
         triton_ops.op_dot(keys, x, sigma, g, **on_triton),
-        xla.op_dot(keys, x, sigma, g, **static),
+        quick(xla.op_dot, keys, x, sigma, g, **static),
         scale=d * d**0.5,
     )
 
@@ -187,7 +189,7 @@ def test_strange_values(op, times):
     stream = STREAMS["philox"](7 * times)
     keys, static = words_of(1, 3, stream), dict(op=op, noise="gumbel", inner=1, stream=stream)
     found = triton_ops.samples(keys, x, sigma, **static, platform="cpu")
-    np.testing.assert_array_equal(found, xla.samples(keys, x, sigma, **static))
+    np.testing.assert_array_equal(found, quick(xla.samples, keys, x, sigma, **static))
 
 
 def test_element_indices_wrap_as_uint32():
@@ -212,13 +214,13 @@ def test_score_products(num_samples, shape, order, power, rng, noise):
     static = dict(noise=noise, order=order, power=power, stream=stream)
     v = drawn(*shape)
     w = drawn(*shape[:2], num_samples).at[..., 10:30].set(0)  # whole turns of the loop are left out
-    expected = xla_score.score_dot(keys, v, **static)
+    expected = quick(xla_score.score_dot, keys, v, **static)
     close(
         triton_products.score_dot(keys, v, **static, platform="cpu"),
         expected,
         scale=max(1, jnp.abs(expected).max()),
     )
-    expected = xla_score.score_sum(keys, w, size=shape[2], **static)
+    expected = quick(xla_score.score_sum, keys, w, size=shape[2], **static)
     close(
         triton_products.score_sum(keys, w, size=shape[2], **static, platform="cpu"),
         expected,

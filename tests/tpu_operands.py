@@ -1,9 +1,11 @@
-"""Operands of the TPU's kernels, by the path that they take, and how results are compared."""
+"""Operands of the TPU's kernels, by the path that they take, and their results with XLA's."""
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
+
+from checks import quick
+from perturbk.kernels import tpu_ops, tpu_score, xla, xla_score
 
 # (groups, shared, rows, d, num_samples, inner): by the path through kernels/tpu_cut.py.
 SHAPES = {
@@ -27,11 +29,20 @@ def operands_of(shape, *, sigma="scalar", seed=0):
     x[..., d // 2 :: 3] = -np.inf
     scale = {"scalar": np.full((groups, shared, 1, 1), 0.5), "array": rng.uniform(0.1, 1, x.shape)}
     return (
-        jnp.asarray(rng.integers(0, 1 << 32, (groups, 2, num_samples), dtype=np.uint32)),
-        jnp.asarray(x, jnp.float32),
-        jnp.asarray(scale[sigma], jnp.float32),
-        jnp.asarray(rng.normal(size=(groups, shared, num_samples)), jnp.float32),
-        jnp.asarray(rng.normal(size=x.shape), jnp.float32),
+        rng.integers(0, 1 << 32, (groups, 2, num_samples), dtype=np.uint32),
+        x.astype(np.float32),
+        scale[sigma].astype(np.float32),
+        rng.normal(size=(groups, shared, num_samples)).astype(np.float32),
+        rng.normal(size=x.shape).astype(np.float32),
+    )
+
+
+def both(name: str, *operands, **static):
+    """(result of the TPU's kernel of that name, of XLA's)."""
+    ours, plain = (tpu_score, xla_score) if name.startswith("score") else (tpu_ops, xla)
+    return (
+        quick(getattr(ours, name), *operands, platform="cpu", **static),
+        quick(getattr(plain, name), *operands, **static),
     )
 
 
@@ -39,4 +50,4 @@ def assert_close(got, want):
     """Equal up to the order of summation: a few units in the last place of the largest."""
     assert got.shape == want.shape
     assert got.dtype == want.dtype
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=4e-6 * float(jnp.abs(want).max()))
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=4e-6 * float(np.abs(want).max()))
