@@ -82,8 +82,7 @@ def _compiled(case: Case, library: str) -> jax.stages.Compiled:
     make = perturbations.make_perturbed_fun
     if library != "optax":
         make = functools.partial(perturbk.make_perturbed_fun, **_NAMED[library])
-    perturbed = make(w.fun, w.num_samples, w.sigma)
-    f = w.over_rows(perturbed)
+    f = w.perturbed(make)
 
     def value(key: jax.Array, x: jax.Array, weights: jax.Array) -> jax.Array:
         del weights

@@ -47,6 +47,7 @@ def measured(case: Case, seconds: float) -> Record:
         "num_samples": w.num_samples,
         "sigma": w.sigma,
         "batching": w.batching,
+        "noise": w.noise,
         "kind": case.kind,
         "perturbk_seconds": times.median("perturbk"),
         "optax_seconds": times.median("optax"),
@@ -71,11 +72,12 @@ def table(about: dict[str, str], records: Sequence[Record]) -> str:
     value_kind, grad_kind = KINDS
     grads = [r for r in records if r["kind"] == grad_kind]
     for value, grad in zip((r for r in records if r["kind"] == value_kind), grads, strict=True):
-        assert all(value[k] == grad[k] for k in ("op", "batch", "d", "batching"))
+        assert all(value[k] == grad[k] for k in ("op", "batch", "d", "batching", "noise"))
         shape = [value["d"]] if value["batch"] == 1 else [value["batch"], value["d"]]
         joint = ", one key" if value["batching"] == "call" else ""
+        noise = "" if value["noise"] == "Gumbel" else f", {value['noise']} noise"
         cells = [
-            _NAMES.get(value["op"], value["op"]),
+            _NAMES.get(value["op"], value["op"]) + noise,
             f"{shape}, {value['num_samples']}{joint}",
             *(f"{_time(r['perturbk_seconds'])}, **{r['ratio']:.1f}x**" for r in (value, grad)),
             *(_memory(grad[f"{library}_temp_bytes"]) for library in ("perturbk", "optax")),
@@ -88,7 +90,7 @@ def slower(records: Sequence[Record]) -> list[str]:
     """The cases in which perturbk is slower than optax, beyond noise."""
     return [
         f"slower than optax: {r['op']}, {r['batch']} x {r['d']}, {r['num_samples']} samples, "
-        f"{r['batching']}, {r['kind']}: {r['ratio']:.2f}x"
+        f"{r['batching']}, {r['noise']}, {r['kind']}: {r['ratio']:.2f}x"
         for r in records
         if r["ratio"] < 1 - _NOISE
     ]

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
@@ -68,8 +67,8 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
     x, sigma = without_nan(x, sigma)
     if shared > 1:
         coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-        z = held(draw(coordinate))
-        y = held(x[..., None] + sigma[..., None] * z[:, None])
+        z = draw.held(draw(coordinate))
+        y = draw.held(x[..., None] + sigma[..., None] * z[:, None])
         return _first_top(y, 2).astype(code_dtype(d))
     return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
 
@@ -90,13 +89,13 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     x, sigma = lax.optimization_barrier((x, sigma))
     place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
     drawn = draw.drawn_four(place) if group == 4 else [draw.drawn(place)]
-    if group == 1 or draw.math.divided:
-        drawn = [held(a) for a in drawn]
+    apart = group == 1 or draw.math.divided
     best = None
     for i, a in enumerate(drawn):
-        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * draw.math.variate(a)
+        z = draw.apart(draw.math.variate, a) if apart else draw.math.variate(a)
+        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
         best = y if best is None else jnp.maximum(best, y)
-    winner = lax.optimization_barrier(_first_top(held(best), 1))
+    winner = lax.optimization_barrier(_first_top(draw.held(best), 1))
     if group == 1:
         return winner
     xs, sigmas = (
@@ -104,7 +103,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     )  # [rows, group, lanes]
     coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
-    y = held(xs + sigmas * draw(coordinate))
+    y = draw.held(xs + sigmas * draw(coordinate))
     return winner * np.int32(group) + _first_top(y, 1)
 
 

@@ -54,27 +54,32 @@ def pad_to(a: jax.Array, size: int, axis: int) -> jax.Array:
 
 
 @jax.custom_batching.custom_vmap
-def held(a: jax.Array) -> jax.Array:
+def held(a: jax.Array, words: jax.Array) -> jax.Array:
     """`a`, finished before anything that uses it begins.
 
     Fused into a reduction noise is drawn one by one, and into two of them twice, rounded in two
     ways. A barrier forbids it, but on a CPU XLA of jax 0.10 drops barriers before it fuses. It
     fuses nothing into a branch.
+
+    Args:
+        words: any uint32 that are not known before the program runs.
     """
     if jax.__version_info__ >= (0, 11):
         return lax.optimization_barrier(a)
-    return lax.platform_dependent(a, cpu=_in_a_branch, default=lax.optimization_barrier)
+    first = words.reshape(-1)[0]
+    return lax.platform_dependent(
+        a, first, cpu=_in_a_branch, default=lambda a, _: lax.optimization_barrier(a)
+    )
 
 
 @held.def_vmap
-def _(size: int, mapped: list[bool], a: jax.Array) -> tuple[jax.Array, bool]:
+def _(size: int, mapped: list[bool], a: jax.Array, words: jax.Array) -> tuple[jax.Array, bool]:
     del size  # all of them in one branch: a branch for each would be none
-    return held(a), mapped[0]
+    return held(a, words), mapped[0]
 
 
-def _in_a_branch(a: jax.Array) -> jax.Array:
-    first = lax.bitcast_convert_type(a.reshape(-1)[0], jnp.uint32)
-    never = first & np.uint32(1) > np.uint32(1)  # which XLA does not see
+def _in_a_branch(a: jax.Array, word: jax.Array) -> jax.Array:
+    never = word & np.uint32(1) > np.uint32(1)  # which XLA does not see
     return lax.cond(never, jnp.zeros_like, lambda a: a, a)
 
 

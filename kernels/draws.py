@@ -14,6 +14,7 @@ from perturbk.kernels.blocks import held
 from perturbk.kernels.machine import PLAIN, Machine
 from perturbk.kernels.noise import NoiseMath
 from perturbk.kernels.streams import Counter, Drawn, Stream, word_like
+from perturbk.kernels.tuning import TUNING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,20 @@ class Draws:
         counters = (counter_at(first + word_like(i, four)) for i in range(4))
         return tuple(one(self.words, counter, self.machine) for counter in counters)
 
+    def held(self, a: jax.Array) -> jax.Array:
+        """What is made of them, as `blocks.held`; in XLA only."""
+        return held(a, self.words[0])
+
+    def apart(self, f: Callable[[jax.Array], jax.Array], drawn: jax.Array) -> jax.Array:
+        """f(drawn), elementwise, in a loop of its own; in XLA only.
+
+        A CPU's loop over the last axis leaves to scalars what does not fill a vector. If that is
+        much, all axes are one.
+        """
+        if not ragged(drawn.shape[-1]):
+            return f(self.held(drawn))
+        return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
+
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """Standard noise z at these coordinates."""
         return self.math.variate(self.drawn(coordinate))
@@ -80,9 +95,14 @@ class Draws:
         return self.math.quick_moment(bits, order, self.machine)
 
 
+def ragged(n: int) -> bool:
+    """Whether scalars take much of the time of a loop over n, at ten times that of a vector's."""
+    return n % TUNING.vector_lanes * 10 > n
+
+
 def perturbed(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
     """x + sigma z of a block: float32 [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
     rows, _, d = x.shape
     coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    z = draw.math.variate(held(draw.drawn(coordinate)))
+    z = draw.apart(draw.math.variate, draw.drawn(coordinate))
     return x[..., None] + sigma[..., None] * z[:, None]

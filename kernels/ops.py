@@ -85,7 +85,7 @@ def _sort(sort: sorting.Sort) -> OpMath:
 def _top_k(k: int) -> OpMath:
     """The k-hot mask of the k largest."""
     return OpMath(
-        codes=functools.partial(topk.codes, k=k, key=topk.total_order),
+        codes=functools.partial(topk.codes, k=k),
         code_shape=lambda d: (k,),
         code_dtype=ranking.code_dtype,
         weighted=topk.weighted,

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.tuning import TUNING
 
@@ -115,7 +114,7 @@ def codes(
     """
     y = perturbed(draw, x, sigma, num_lanes)
     # Else each of the d comparisons would draw the noise anew.
-    return ranks(held(key(y))).astype(code_dtype(x.shape[-1]))
+    return ranks(draw.held(key(y))).astype(code_dtype(x.shape[-1]))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

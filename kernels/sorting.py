@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.tuning import TUNING
@@ -111,7 +110,7 @@ def codes(
     `key` is that of one of `SORTS`.
     """
     # Else the noise would be drawn for each of the first comparators.
-    return ascending(held(key(perturbed(draw, x, sigma, num_lanes))))
+    return ascending(draw.held(key(perturbed(draw, x, sigma, num_lanes))))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int, *, sort: Sort) -> jax.Array:

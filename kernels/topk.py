@@ -8,7 +8,6 @@ one each, so that sums and products are those of argmax.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels import argmax
-from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
@@ -27,8 +25,12 @@ _NONE = np.int32(np.iinfo(np.int32).max)  # behind every index
 
 def total_order(y: jax.Array) -> jax.Array:
     """int32 keys in the order of `lax.top_k`: -NaN < -inf < ... < -0 < +0 < ... < inf < NaN."""
-    bits = lax.bitcast_convert_type(y, jnp.int32)
-    return jnp.maximum(bits ^ (bits >> 31 & np.int32(0x7FFFFFFF)), LAST + np.int32(1))
+    return jnp.maximum(_turned(lax.bitcast_convert_type(y, jnp.int32)), LAST + np.int32(1))
+
+
+def _turned(bits: jax.Array) -> jax.Array:
+    """The bits of floats as integers in the same order; its own inverse."""
+    return bits ^ (bits >> 31 & np.int32(0x7FFFFFFF))
 
 
 def largest(key: jax.Array, k: int, group: int) -> jax.Array:
@@ -85,21 +87,29 @@ def codes(
     num_lanes: int,
     *,
     k: int,
-    key: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Winners of a block: unsigned [rows, shared, k, lanes]; arguments as in `argmax.codes`.
-
-    `key` gives int32 keys of perturbed values, above `LAST`; the largest come first.
-    """
+    """Winners of a block: unsigned [rows, shared, k, lanes]; arguments as in `argmax.codes`."""
     d = x.shape[-1]
-    keys = held(key(perturbed(draw, x, sigma, num_lanes)))
+    keys = draw.held(total_order(perturbed(draw, x, sigma, num_lanes)))
 
     def in_groups(keys):
         return largest(keys, k, min(d, TUNING.top_k_group))
 
-    # A TPU gathers one element at a time: one group is all of the row.
-    best = lax.platform_dependent(keys, tpu=lambda keys: largest(keys, k, d), default=in_groups)
+    best = lax.platform_dependent(
+        keys,
+        # One element is gathered at a time: one group is all of the row.
+        tpu=lambda keys: largest(keys, k, d),
+        # Few samples would not fill the vector lanes.
+        cpu=functools.partial(_by_rows, k=k) if num_lanes < TUNING.vector_lanes else in_groups,
+        default=in_groups,
+    )
     return best.astype(code_dtype(d))
+
+
+def _by_rows(key: jax.Array, k: int) -> jax.Array:
+    """The same as `largest`, one lane after the other."""
+    y = lax.bitcast_convert_type(_turned(key), jnp.float32)
+    return lax.top_k(y.swapaxes(-1, -2), k)[1].swapaxes(-1, -2)
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

@@ -45,8 +45,9 @@ class Tuning:
     top_k_group: int = 8
     # Most winners of a row with a kernel: two registers of a GPU's thread for each.
     top_k_most: int = 32
-    # Elements of a leaf that fill the vector lanes of a CPU; of fewer, the samples lie in them.
-    vector_least: int = 16
+    # Values that fill the widest vector of a CPU. Where elements of a leaf, or samples, are fewer,
+    # other axes are laid along it.
+    vector_lanes: int = 16
     # Up to this width the winners are counted by comparison with every index, above by scatter.
     compare_most: int = 32
     # Tile of the fused kernels: coordinates x samples. 128 lanes are a TPU's vector and a GPU's

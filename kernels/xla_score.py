@@ -33,7 +33,7 @@ def score_dot(
     block = block or TUNING.block
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    moment = _moment(stream, noise, order, power)
+    moment = _moment(order, power)
     # A cell is what is drawn together: four neighbours in a row of the leaf, or one element.
     fours = shared == 1 and (size >= TUNING.fours_from or stream.in_fours(1))
     cell = 4 if fours else 1
@@ -56,13 +56,13 @@ def score_dot(
         place = jnp.broadcast_to(place, (block_rows, width, lanes))
         draws = Draws(stream, noise, tuple(k[:, None] for k in ks), row, length, 1)
         if shared > 1:
-            tile = held(moment(draws.drawn(place)))
+            tile = draws.held(moment(draws, draws.drawn(place)))
             vs = vs[:, :, 0]
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), v.dtype)
         for i, drawn in enumerate(draws.drawn_four(place) if fours else [draws.drawn(place)]):
-            total = total + vs[:, 0, i, :, None] * moment(drawn)
-        return jnp.sum(held(total), 1)[:, None]
+            total = total + vs[:, 0, i, :, None] * moment(draws, drawn)
+        return jnp.sum(draws.held(total), 1)[:, None]
 
     def of_rows(q):
         return stack_over(lane_blocks, lambda b: sum_over(elem_blocks, lambda e: part(q, b, e)))
@@ -86,10 +86,14 @@ def score_sum(
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     block = block or TUNING.block
     groups, shared, num_samples = w.shape
-    moment = _moment(stream, noise, order, power)
+    moment = _moment(order, power)
     rows, length = stream.rows(size)
-    folds = 4 if shared == 1 else 1  # samples added up before storing
     elem_blocks, width = split(size, block, 16)
+    # [rows, lanes, elements]: here it is the elements that stay in vector lanes, if they fill them.
+    few = shared == 1 and width < TUNING.vector_lanes
+    across, along = (2, 1) if few else (1, 2)
+    # Samples added up before storing, unless a small program would have a branch for each of them.
+    folds = 1 if shared > 1 or (few and stream.math(noise).divided) else 4
     lane_blocks, lanes = split(num_samples, block * folds // width, 16)
     lanes = -(-lanes // folds) * folds
     row_blocks, block_rows = split(groups, block * folds // (width * lanes))
@@ -99,8 +103,6 @@ def score_sum(
     words = _words(keys, block_rows, lanes)
     w = _blocks(w, block_rows, lanes)
     step = lanes // folds
-    # [rows, lanes, elements]: here it is the elements that stay in vector lanes, if they fill them.
-    across, along = (1, 2) if shared > 1 or width >= TUNING.vector_least else (2, 1)
 
     def part(q, e, b):
         *ks, ws = lax.optimization_barrier((*(k[q, b] for k in words), w[q, b]))
@@ -111,16 +113,16 @@ def score_sum(
             of_samples = tuple(jnp.expand_dims(k[:, lane], along) for k in ks)
             draws = Draws(stream, noise, of_samples, row, length, 1)
             shape = jnp.broadcast_shapes(column.shape, of_samples[0].shape)
-            return moment(draws.drawn(jnp.broadcast_to(column, shape)))
+            return moment(draws, draws.drawn(jnp.broadcast_to(column, shape)))
 
         if shared > 1:
-            tile = held(moments(slice(None)))
+            tile = held(moments(slice(None)), ks[0])
             return jnp.einsum("pmc,pce->pme", ws, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), w.dtype)
         for i in range(folds):
             lane = slice(i * step, (i + 1) * step)
             total = total + jnp.expand_dims(ws[:, 0, lane], along) * moments(lane)
-        return jnp.sum(held(total), across)[:, None]
+        return jnp.sum(held(total, ks[0]), across)[:, None]
 
     def of_rows(q):
         blocks = lane_blocks
@@ -134,10 +136,16 @@ def score_sum(
     return out[:groups, :, :size]
 
 
-def _moment(stream: Stream, noise: str, order: int, power: int) -> Callable[[jax.Array], jax.Array]:
-    """h_m(z) z^n of what is drawn."""
-    math = stream.math(noise)
-    return lambda drawn: math.moment(held(drawn) if math.divided else drawn, order, power)
+def _moment(order: int, power: int) -> Callable[[Draws, jax.Array], jax.Array]:
+    """h_m(z) z^n of what was drawn."""
+
+    def moment(draws: Draws, drawn: jax.Array) -> jax.Array:
+        def f(drawn: jax.Array) -> jax.Array:
+            return draws.math.moment(drawn, order, power)
+
+        return draws.apart(f, drawn) if draws.math.divided else f(drawn)
+
+    return moment
 
 
 def _in_row(at: jax.Array, rows: int, length: int) -> tuple[jax.Array, jax.Array]:

@@ -47,7 +47,9 @@ def _weighted_sum_jvp(primals, tangents):
     terms = []
     if not is_zero(dw):
         f0 = f if base is None else f - base[None]
-        terms.append(jnp.einsum("s,s...->...", dw, f0, precision=lax.Precision.HIGHEST))
+        # Flat, for its transpose would else move the samples behind the outputs.
+        flat = jnp.einsum("s,sk->k", dw, f0.reshape(dw.size, -1), precision=lax.Precision.HIGHEST)
+        terms.append(flat.reshape(f0.shape[1:]))
     if not is_zero(df):
         terms.append(weighted_sum(w, df, None))
     if base is not None and not is_zero(dbase):

@@ -49,7 +49,7 @@ def test_far_below_optax(workload):
     key, x = workload.key(), workload.x()
 
     def bytes_of(make):
-        f = workload.over_rows(make(workload.fun, workload.num_samples, workload.sigma))
+        f = workload.perturbed(make)
         return np.array([temporaries(f, key, x), temporaries(gradient(f), key, x)])
 
     ours = bytes_of(perturbk.make_perturbed_fun)

@@ -16,7 +16,7 @@ SMALL = {w.name: w for w in WORKLOADS if w.variates <= 2_000_000}
 
 def results(name, make):
     workload = SMALL[name]
-    f = workload.over_rows(make(workload.fun, workload.num_samples, workload.sigma))
+    f = workload.perturbed(make)
     key, x = workload.key(), workload.x()
     g = jax.random.normal(jax.random.key(5), x.shape)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from optax import perturbations
 
 # As users write them; perturbk's own functions are not used.
 FUNS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -28,6 +29,7 @@ class Workload:
         batch, d: x is [batch, d], or [d] if batch is 1; fun works along d.
         num_samples, sigma: as for `make_perturbed_fun`.
         batching: "vmap" gives each row its key, "call" passes all rows under one key.
+        noise: "Gumbel" or "Normal".
     """
 
     op: str
@@ -36,15 +38,13 @@ class Workload:
     num_samples: int
     sigma: float = 0.5
     batching: str = "vmap"
+    noise: str = "Gumbel"
 
     @property
     def name(self) -> str:
         how = "-call" if self.batching == "call" else ""
-        return f"{self.op}-{self.batch}x{self.d}x{self.num_samples}{how}"
-
-    @property
-    def fun(self) -> Callable[[jax.Array], jax.Array]:
-        return FUNS[self.op]
+        noise = "" if self.noise == "Gumbel" else f"-{self.noise.lower()}"
+        return f"{self.op}-{self.batch}x{self.d}x{self.num_samples}{how}{noise}"
 
     @property
     def variates(self) -> int:
@@ -59,8 +59,10 @@ class Workload:
         key = jax.random.key(2)
         return jax.random.split(key, self.batch) if self._mapped else key
 
-    def over_rows(self, f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-        """From the perturbed function f(key, x) to that of all rows, for `key()` and `x()`."""
+    def perturbed(self, make: Callable[..., Callable]) -> Callable[..., jax.Array]:
+        """What a library's `make_perturbed_fun` makes of all rows, for `key()` and `x()`."""
+        noise = getattr(perturbations, self.noise)()
+        f = make(FUNS[self.op], self.num_samples, self.sigma, noise)
         return jax.vmap(f) if self._mapped else f
 
     @property
@@ -88,4 +90,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("top_k", 1, 1000, 1000),
     Workload("top_k", 64, 100, 300),
     *(Workload("general", *size) for size in _SIZES),
+    *(Workload("argmax", *size, noise="Normal") for size in _SIZES[:4]),
+    Workload("ranking", 1, 64, 1000, sigma=0.2, noise="Normal"),
+    *(Workload("general", *size, noise="Normal") for size in _SIZES[:3]),
 )
