@@ -63,14 +63,18 @@ class Draws:
         return held(a, self.words[0])
 
     def apart(self, f: Callable[[jax.Array], jax.Array], drawn: jax.Array) -> jax.Array:
-        """f(drawn), elementwise, in a loop of its own; in XLA only.
+        """f(drawn), elementwise, on a CPU in a loop of its own; in XLA only.
 
-        A CPU's loop over the last axis leaves to scalars what does not fill a vector. If that is
-        much, all axes are one.
+        A loop over the last axis leaves to scalars what does not fill a vector. If that is much,
+        all axes are one.
         """
-        if not ragged(drawn.shape[-1]):
-            return f(self.held(drawn))
-        return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
+
+        def on_cpu(drawn: jax.Array) -> jax.Array:
+            if not ragged(drawn.shape[-1]):
+                return f(self.held(drawn))
+            return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
+
+        return lax.platform_dependent(drawn, cpu=on_cpu, default=f)
 
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """Standard noise z at these coordinates."""
@@ -96,8 +100,11 @@ class Draws:
 
 
 def ragged(n: int) -> bool:
-    """Whether scalars take much of the time of a loop over n, at ten times that of a vector's."""
-    return n % TUNING.vector_lanes * 10 > n
+    """Whether scalars take much of the time of a loop over n, at ten times that of a vector's.
+
+    Not known of a symbolic n.
+    """
+    return isinstance(n, int) and n % TUNING.vector_lanes * 10 > n
 
 
 def perturbed(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:

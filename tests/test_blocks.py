@@ -76,3 +76,18 @@ def test_noise_keyed_by_the_position_in_a_block_is_caught(implementation, monkey
     for leaf in X:
         with pytest.raises(AssertionError, match="not equal"):
             assert_bit_equal(other_value[leaf], value[leaf])
+
+
+@pytest.mark.parametrize("noise", [perturbk.Gumbel(), perturbk.Normal()])
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("op", ["argmax", "general"])
+def test_noise_is_not_drawn_in_a_reduction(op, batched, noise):
+    """There a CPU would draw one variate at a time, for each reduction anew."""
+    ops = {"argmax": perturbk.argmax_one_hot, "general": lambda x: x > jnp.mean(x)}
+    f = perturbk.make_perturbed_fun(ops[op], 300, 0.5, noise)
+    key, x = jax.random.key(3), X["argmax"][0, :20]
+    if batched:
+        f, key = jax.vmap(f, (0, None)), jax.random.split(key, 5)
+    program = jax.jit(f).lower(key, x).compile().as_text()
+    drawing = [part for part in program.split("\n\n") if part.count("shift-left") > 10]
+    assert drawing and not any(" reduce(" in part for part in drawing)
