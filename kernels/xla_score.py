@@ -6,8 +6,6 @@ stored: blocks of it are drawn, used and forgotten. Operands as in `xla.py`, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +31,6 @@ def score_dot(
     block = block or TUNING.block
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    moment = _moment(order, power)
     # A cell is what is drawn together: four neighbours in a row of the leaf, or one element.
     fours = shared == 1 and (size >= TUNING.fours_from or stream.in_fours(1))
     cell = 4 if fours else 1
@@ -56,12 +53,12 @@ def score_dot(
         place = jnp.broadcast_to(place, (block_rows, width, lanes))
         draws = Draws(stream, noise, tuple(k[:, None] for k in ks), row, length, 1)
         if shared > 1:
-            tile = draws.held(moment(draws, draws.drawn(place)))
+            tile = draws.held(_moment(draws, draws.drawn(place), order, power))
             vs = vs[:, :, 0]
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
         total = jnp.zeros((), v.dtype)
         for i, drawn in enumerate(draws.drawn_four(place) if fours else [draws.drawn(place)]):
-            total = total + vs[:, 0, i, :, None] * moment(draws, drawn)
+            total = total + vs[:, 0, i, :, None] * _moment(draws, drawn, order, power)
         return jnp.sum(draws.held(total), 1)[:, None]
 
     def of_rows(q):
@@ -86,7 +83,6 @@ def score_sum(
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     block = block or TUNING.block
     groups, shared, num_samples = w.shape
-    moment = _moment(order, power)
     rows, length = stream.rows(size)
     elem_blocks, width = split(size, block, 16)
     # [rows, lanes, elements]: here it is the elements that stay in vector lanes, if they fill them.
@@ -113,7 +109,8 @@ def score_sum(
             of_samples = tuple(jnp.expand_dims(k[:, lane], along) for k in ks)
             draws = Draws(stream, noise, of_samples, row, length, 1)
             shape = jnp.broadcast_shapes(column.shape, of_samples[0].shape)
-            return moment(draws, draws.drawn(jnp.broadcast_to(column, shape)))
+            drawn = draws.drawn(jnp.broadcast_to(column, shape))
+            return _moment(draws, drawn, order, power)
 
         if shared > 1:
             tile = held(moments(slice(None)), ks[0])
@@ -136,16 +133,13 @@ def score_sum(
     return out[:groups, :, :size]
 
 
-def _moment(order: int, power: int) -> Callable[[Draws, jax.Array], jax.Array]:
+def _moment(draws: Draws, drawn: jax.Array, order: int, power: int) -> jax.Array:
     """h_m(z) z^n of what was drawn."""
 
-    def moment(draws: Draws, drawn: jax.Array) -> jax.Array:
-        def f(drawn: jax.Array) -> jax.Array:
-            return draws.math.moment(drawn, order, power)
+    def moment(drawn: jax.Array) -> jax.Array:
+        return draws.math.moment(drawn, order, power)
 
-        return draws.apart(f, drawn) if draws.math.divided else f(drawn)
-
-    return moment
+    return draws.apart(moment, drawn) if draws.math.divided else moment(drawn)
 
 
 def _in_row(at: jax.Array, rows: int, length: int) -> tuple[jax.Array, jax.Array]:
