@@ -20,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what is counted is the checkout
 from tpu_aot import TOPOLOGIES, compile_for, prepare
 from tpu_cases import kernels, programs
 from tpu_schedule import program_cycles
