@@ -70,7 +70,7 @@ class Draws:
         """
 
         def on_cpu(drawn: jax.Array) -> jax.Array:
-            if not ragged(drawn.shape[-1]):
+            if not _ragged(drawn.shape[-1]):
                 return f(self.held(drawn))
             return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
 
@@ -99,7 +99,7 @@ class Draws:
         return self.math.quick_moment(bits, order, self.machine)
 
 
-def ragged(n: int) -> bool:
+def _ragged(n: int) -> bool:
     """Whether scalars take much of the time of a loop over n, at ten times that of a vector's.
 
     Not known of a symbolic n.

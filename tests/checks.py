@@ -29,10 +29,10 @@ def quick(f, /, *operands, **params):
     return quick_jit(functools.partial(f, **params))(*operands)
 
 
-def words_of(stream, key: jax.Array, groups: int, num_samples: int) -> jax.Array:
-    """A stream's words of leaf 0 for so many keys: uint32 [groups, words_per_sample, N]."""
+def words_of(stream, key: jax.Array, groups: int, num_samples: int, leaf: int = 0) -> jax.Array:
+    """A stream's words of a leaf for so many keys: uint32 [groups, words_per_sample, N]."""
     keys = jax.random.split(key, groups)
-    return quick(jax.vmap(lambda key: stream.words(key, num_samples, 0)), keys)
+    return quick(jax.vmap(lambda key: stream.words(key, num_samples, leaf)), keys)
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:

@@ -86,24 +86,27 @@ SHAPES = {
 }
 
 
+def of_reference(fun, rng, noise, num_samples):
+    """The reference's mean as a function of (key, x)."""
+    return lambda key, x: reference.perturbed_mean(
+        fun,
+        key,
+        x,
+        num_samples=num_samples,
+        sigma=0.5,
+        noise=NOISES[noise],
+        draw=reference.DRAWS[rng](key, noise),
+    )
+
+
 @functools.cache
 def expected_of(rng, fun, noise, shape):
     """(x, the reference's mean)."""
     x = normal(1, *shape)
     tree = {"a": x, "b": x[..., ::-1]}  # the second leaf has noise of its own
 
-    def expected(tree):
-        return reference.perturbed_mean(
-            lambda x: jax.tree.map(FUNS[fun], x),
-            KEY,
-            tree,
-            num_samples=37,
-            sigma=0.5,
-            noise=NOISES[noise],
-            draw=reference.DRAWS[rng](KEY, noise),
-        )
-
-    return tree, quick(expected, tree)
+    f = of_reference(lambda x: jax.tree.map(FUNS[fun], x), rng, noise, 37)
+    return tree, quick(f, KEY, tree)
 
 
 @pytest.mark.parametrize(
@@ -159,19 +162,8 @@ def test_derivatives_are_the_reference(rng, noise, implementation):
         fun, 6, 0.5, NOISES[noise], implementation=implementation, rng=rng
     )
 
-    def expected(key, x):
-        return reference.perturbed_mean(
-            fun,
-            key,
-            x,
-            num_samples=6,
-            sigma=0.5,
-            noise=NOISES[noise],
-            draw=reference.DRAWS[rng](key, noise),
-        )
-
-    found, expected = (quick_jit(lambda g=g: derivatives(g))() for g in (f, expected))
-    assert_relatively_close(found, expected)
+    expected = of_reference(fun, rng, noise, 6)
+    assert_relatively_close(*(quick(derivatives, f=g) for g in (f, expected)))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import perturbk
-from checks import normal, quick
+from checks import normal, quick, words_of
 from perturbk.implementations import check
 from perturbk.kernels import triton, triton_plan, xla, xla_score
 from perturbk.kernels.ops import op_math
@@ -56,11 +56,6 @@ def other_blocks(monkeypatch):
         monkeypatch.setattr(module, "TUNING", tuning)
 
 
-def words_of(groups, num_samples, stream):
-    keys = jax.random.split(KEY, groups)
-    return quick(jax.vmap(lambda key: stream.words(key, num_samples, 3)), keys)
-
-
 def drawn(*shape):
     return jnp.asarray(normal(sum(shape), *shape))
 
@@ -78,7 +73,7 @@ def check_op(op, noise, num_samples, shape, inner=1, *, sums=True, rng="jax", la
     """
     groups, shared, _, d = shape
     stream = STREAMS[rng](last or d)
-    keys = words_of(groups, num_samples, stream)
+    keys = words_of(stream, KEY, groups, num_samples, leaf=3)
     x, sigma = drawn(*shape), 0.7 + jnp.abs(drawn(groups, shared, 1, d if shared == 1 else 1))
     static = dict(op=op, noise=noise, inner=inner, stream=stream)
     on_triton = dict(static, platform="cpu")
@@ -187,7 +182,10 @@ def test_strange_values(op, times):
     x = jnp.tile(jnp.asarray(list(STRANGE.values()), jnp.float32), times)[None, None]
     sigma = jnp.full((1, 1, 1, 1), 1e-30, jnp.float32)  # lost in the sum, but where x is zero
     stream = STREAMS["philox"](7 * times)
-    keys, static = words_of(1, 3, stream), dict(op=op, noise="gumbel", inner=1, stream=stream)
+    keys, static = (
+        words_of(stream, KEY, 1, 3, leaf=3),
+        dict(op=op, noise="gumbel", inner=1, stream=stream),
+    )
     found = triton_ops.samples(keys, x, sigma, **static, platform="cpu")
     np.testing.assert_array_equal(found, quick(xla.samples, keys, x, sigma, **static))
 
@@ -210,7 +208,7 @@ def test_element_indices_wrap_as_uint32():
 )
 def test_score_products(num_samples, shape, order, power, rng, noise):
     stream = STREAMS[rng](5 if shape[2] % 5 == 0 else shape[2])
-    keys = words_of(shape[0], num_samples, stream)
+    keys = words_of(stream, KEY, shape[0], num_samples, leaf=3)
     static = dict(noise=noise, order=order, power=power, stream=stream)
     v = drawn(*shape)
     w = drawn(*shape[:2], num_samples).at[..., 10:30].set(0)  # whole turns of the loop are left out
@@ -245,7 +243,7 @@ def test_score_products_in_other_blocks(rng, other_blocks):
 
 
 def test_the_same_bits_in_every_run():
-    keys, x = words_of(1, 7, STREAMS["jax"](5)), drawn(1, 1, 1, 5)
+    keys, x = words_of(STREAMS["jax"](5), KEY, 1, 7, leaf=3), drawn(1, 1, 1, 5)
     sigma, w = jnp.ones((1, 1, 1, 1)), drawn(1, 1, 7)
     static = dict(op="ranking", noise="normal", inner=1, platform="cpu")
     first, second = (triton_ops.op_sum(keys, x, sigma, w, **static) for _ in range(2))
