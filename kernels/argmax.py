@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.draws import Draws
+from perturbk.kernels.blocks import held
+from perturbk.kernels.draws import Draws, perturbed
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
 
@@ -63,12 +64,10 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
         sigma: [rows, shared, 1] or [rows, shared, d].
         num_lanes: samples in the block.
     """
-    rows, shared, d = x.shape
+    _, shared, d = x.shape
     x, sigma = without_nan(x, sigma)
     if shared > 1:
-        coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-        z = draw.held(draw(coordinate))
-        y = draw.held(x[..., None] + sigma[..., None] * z[:, None])
+        y = perturbed(draw, x, sigma, num_lanes, lambda y: y)
         return _first_top(y, 2).astype(code_dtype(d))
     return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
 
@@ -87,15 +86,20 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     sigma = jnp.broadcast_to(sigma, (rows, d))
     sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, num_groups, group)
     x, sigma = lax.optimization_barrier((x, sigma))
-    place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
-    drawn = draw.drawn_four(place) if group == 4 else [draw.drawn(place)]
-    apart = group == 1 or draw.math.divided
-    best = None
-    for i, a in enumerate(drawn):
-        z = draw.apart(draw.math.variate, a) if apart else draw.math.variate(a)
-        y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
-        best = y if best is None else jnp.maximum(best, y)
-    winner = lax.optimization_barrier(_first_top(draw.held(best), 1))
+
+    def largest(draw: Draws, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
+        drawn = draw.drawn_four(place) if group == 4 else [draw.drawn(place)]
+        apart = group == 1 or draw.math.divided
+        best = None
+        for i, a in enumerate(drawn):
+            z = draw.apart(draw.math.variate, a) if apart else draw.math.variate(a)
+            y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
+            best = y if best is None else jnp.maximum(best, y)
+        return best
+
+    best = held(largest, draw, x, sigma, variates=group)
+    winner = lax.optimization_barrier(_first_top(best, 1))
     if group == 1:
         return winner
     xs, sigmas = (
@@ -103,7 +107,7 @@ def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax
     )  # [rows, group, lanes]
     coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
-    y = draw.held(xs + sigmas * draw(coordinate))
+    y = held(lambda draw, *of: of[0] + of[1] * draw(of[2]), draw, xs, sigmas, coordinate)
     return winner * np.int32(group) + _first_top(y, 1)
 
 

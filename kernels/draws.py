@@ -17,6 +17,11 @@ from perturbk.kernels.streams import Counter, Drawn, Stream, word_like
 from perturbk.kernels.tuning import TUNING
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["words", "row"],
+    meta_fields=["stream", "noise", "d", "inner", "machine"],
+)
 @dataclasses.dataclass(frozen=True)
 class Draws:
     """The noise of one row, or of several side by side, for a run of samples."""
@@ -58,10 +63,6 @@ class Draws:
         counters = (counter_at(first + word_like(i, four)) for i in range(4))
         return tuple(one(self.words, counter, self.machine) for counter in counters)
 
-    def held(self, a: jax.Array) -> jax.Array:
-        """What is made of them, as `blocks.held`; in XLA only."""
-        return held(a, self.words[0])
-
     def apart(self, f: Callable[[jax.Array], jax.Array], drawn: jax.Array) -> jax.Array:
         """f(drawn), elementwise, on a CPU in a loop of its own; in XLA only.
 
@@ -69,12 +70,13 @@ class Draws:
         all axes are one.
         """
 
-        def on_cpu(drawn: jax.Array) -> jax.Array:
+        def on_cpu(draws: Draws, drawn: jax.Array) -> jax.Array:
             if not _ragged(drawn.shape[-1]):
-                return f(self.held(drawn))
-            return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
+                return f(held(lambda _, drawn: drawn, draws, drawn))
+            flat = held(lambda _, drawn: drawn, draws, drawn.reshape(-1))
+            return held(lambda _, flat: f(flat), draws, flat).reshape(drawn.shape)
 
-        return lax.platform_dependent(drawn, cpu=on_cpu, default=f)
+        return lax.platform_dependent(self, drawn, cpu=on_cpu, default=lambda _, drawn: f(drawn))
 
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """Standard noise z at these coordinates."""
@@ -107,9 +109,22 @@ def _ragged(n: int) -> bool:
     return isinstance(n, int) and n % TUNING.vector_lanes * 10 > n
 
 
-def perturbed(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
-    """x + sigma z of a block: float32 [rows, shared, d, lanes]; arguments as in `argmax.codes`."""
+def perturbed(
+    draw: Draws,
+    x: jax.Array,
+    sigma: jax.Array,
+    num_lanes: int,
+    f: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """f(x + sigma z) of a block: [rows, shared, d, lanes]; arguments as in `argmax.codes`.
+
+    f: elementwise. Its values are stored, or each of their uses would draw the noise anew.
+    """
     rows, _, d = x.shape
-    coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
-    z = draw.apart(draw.math.variate, draw.drawn(coordinate))
-    return x[..., None] + sigma[..., None] * z[:, None]
+
+    def on_block(draw: Draws, x: jax.Array, sigma: jax.Array) -> jax.Array:
+        coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
+        z = draw.apart(draw.math.variate, draw.drawn(coordinate))
+        return f(x[..., None] + sigma[..., None] * z[:, None])
+
+    return held(on_block, draw, x, sigma)

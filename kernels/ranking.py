@@ -112,9 +112,7 @@ def codes(
 
     `key` is one of `SORT_KEYS`.
     """
-    y = perturbed(draw, x, sigma, num_lanes)
-    # Else each of the d comparisons would draw the noise anew.
-    return ranks(draw.held(key(y))).astype(code_dtype(x.shape[-1]))
+    return ranks(perturbed(draw, x, sigma, num_lanes, key)).astype(code_dtype(x.shape[-1]))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

@@ -109,8 +109,7 @@ def codes(
 
     `key` is that of one of `SORTS`.
     """
-    # Else the noise would be drawn for each of the first comparators.
-    return ascending(draw.held(key(perturbed(draw, x, sigma, num_lanes))))
+    return ascending(perturbed(draw, x, sigma, num_lanes, key))
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int, *, sort: Sort) -> jax.Array:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.blocks import held
 from perturbk.kernels.machine import PLAIN, Machine
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -62,12 +63,15 @@ def leaf_keys(key_data: jax.Array, num_samples: int, leaf: int) -> jax.Array:
     Equal to `split(split(key, num_samples)[s], num_leaves)[leaf]` for each sample s: what a
     partitionable split gives does not depend on how many keys are asked for.
     """
-    sample = lax.iota(jnp.uint32, num_samples)
-    zero = jnp.zeros_like(sample)
-    s0, s1 = threefry2x32(key_data[0], key_data[1], zero, sample)
-    # Without the barrier XLA would derive the keys again for every element: minutes to compile.
-    words = threefry2x32(s0, s1, zero, jnp.full_like(sample, np.uint32(leaf)))
-    return lax.optimization_barrier(jnp.stack(words))
+
+    def words(k0: jax.Array, k1: jax.Array) -> jax.Array:
+        sample = lax.iota(jnp.uint32, num_samples)
+        zero = jnp.zeros_like(sample)
+        s0, s1 = threefry2x32(k0, k1, zero, sample)
+        return jnp.stack(threefry2x32(s0, s1, zero, jnp.full_like(sample, np.uint32(leaf))))
+
+    # Else XLA would derive the keys again for every element: minutes to compile.
+    return held(words, key_data[0], key_data[1], variates=2)
 
 
 @dataclasses.dataclass(frozen=True)

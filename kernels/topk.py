@@ -90,7 +90,7 @@ def codes(
 ) -> jax.Array:
     """Winners of a block: unsigned [rows, shared, k, lanes]; arguments as in `argmax.codes`."""
     d = x.shape[-1]
-    keys = draw.held(total_order(perturbed(draw, x, sigma, num_lanes)))
+    keys = perturbed(draw, x, sigma, num_lanes, total_order)
 
     def in_groups(keys):
         return largest(keys, k, min(d, TUNING.top_k_group))

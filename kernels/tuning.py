@@ -49,6 +49,10 @@ class Tuning:
     # other axes are laid along it: value and gradient of 15 coordinates with Normal noise and 1000
     # samples took 248 us, and 107 so (jax 0.12).
     vector_lanes: int = 16
+    # Variates that a CPU draws in the thread that runs the program, since the start of a second one
+    # takes longer than it saves: 8000 took 39 us so, 69 in two, 16000 from 62 to 115 and 51 to 113
+    # (two cores, argmax, rankings and arbitrary functions).
+    one_thread_most: int = 1 << 13
     # Up to this width the winners are counted by comparison with every index, above by scatter.
     compare_most: int = 32
     # Tile of the fused kernels: coordinates x samples. 128 lanes are a TPU's vector and a GPU's

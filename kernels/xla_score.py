@@ -6,6 +6,9 @@ stored: blocks of it are drawn, used and forgotten. Operands as in `xla.py`, the
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +47,9 @@ def score_dot(
     v = v.reshape(groups, shared, rows * per_row, cell).swapaxes(2, 3)
     v = _blocks(v, block_rows, width)
 
+    def moments(draws: Draws, place: jax.Array) -> jax.Array:
+        return _moment(draws, draws.drawn(place), order, power)
+
     def part(q, b, e):
         # Fused into the noise, the lookups would keep it from being vectorised.
         *ks, vs = lax.optimization_barrier((*(w[q, b] for w in words), v[q, e]))
@@ -53,13 +59,18 @@ def score_dot(
         place = jnp.broadcast_to(place, (block_rows, width, lanes))
         draws = Draws(stream, noise, tuple(k[:, None] for k in ks), row, length, 1)
         if shared > 1:
-            tile = draws.held(_moment(draws, draws.drawn(place), order, power))
+            tile = held(moments, draws, place)
             vs = vs[:, :, 0]
             return jnp.einsum("pme,pec->pmc", vs, tile, precision=lax.Precision.HIGHEST)
-        total = jnp.zeros((), v.dtype)
-        for i, drawn in enumerate(draws.drawn_four(place) if fours else [draws.drawn(place)]):
-            total = total + vs[:, 0, i, :, None] * _moment(draws, drawn, order, power)
-        return jnp.sum(draws.held(total), 1)[:, None]
+
+        def of_cells(draws: Draws, place: jax.Array, vs: jax.Array) -> jax.Array:
+            drawn = draws.drawn_four(place) if fours else [draws.drawn(place)]
+            total = jnp.zeros((), v.dtype)
+            for i, a in enumerate(drawn):
+                total = total + vs[:, i, :, None] * _moment(draws, a, order, power)
+            return total
+
+        return jnp.sum(held(of_cells, draws, place, vs[:, 0], variates=cell), 1)[:, None]
 
     def of_rows(q):
         return stack_over(lane_blocks, lambda b: sum_over(elem_blocks, lambda e: part(q, b, e)))
@@ -100,26 +111,31 @@ def score_sum(
     w = _blocks(w, block_rows, lanes)
     step = lanes // folds
 
+    def moments(draws: Draws, column: jax.Array) -> jax.Array:
+        shape = jnp.broadcast_shapes(column.shape, draws.words[0].shape)
+        return _moment(draws, draws.drawn(jnp.broadcast_to(column, shape)), order, power)
+
     def part(q, e, b):
         *ks, ws = lax.optimization_barrier((*(k[q, b] for k in words), w[q, b]))
         at = lax.iota(jnp.uint32, width) + jnp.asarray(e * width, jnp.uint32)
         row, column = _in_row(lax.expand_dims(at, (0, across)), rows, length)
-
-        def moments(lane: slice) -> jax.Array:
-            of_samples = tuple(jnp.expand_dims(k[:, lane], along) for k in ks)
-            draws = Draws(stream, noise, of_samples, row, length, 1)
-            shape = jnp.broadcast_shapes(column.shape, of_samples[0].shape)
-            drawn = draws.drawn(jnp.broadcast_to(column, shape))
-            return _moment(draws, drawn, order, power)
-
+        draws = Draws(stream, noise, tuple(jnp.expand_dims(k, along) for k in ks), row, length, 1)
         if shared > 1:
-            tile = held(moments(slice(None)), ks[0])
+            tile = held(moments, draws, column)
             return jnp.einsum("pmc,pce->pme", ws, tile, precision=lax.Precision.HIGHEST)
-        total = jnp.zeros((), w.dtype)
-        for i in range(folds):
-            lane = slice(i * step, (i + 1) * step)
-            total = total + jnp.expand_dims(ws[:, 0, lane], along) * moments(lane)
-        return jnp.sum(held(total, ks[0]), across)[:, None]
+
+        def of_lanes(draws: Draws, column: jax.Array, ws: jax.Array) -> jax.Array:
+            total = jnp.zeros((), ws.dtype)
+            for i in range(folds):
+                one = functools.partial(
+                    lax.slice_in_dim, start_index=i * step, limit_index=(i + 1) * step, axis=across
+                )
+                some = dataclasses.replace(draws, words=tuple(map(one, draws.words)))
+                total = total + one(ws) * moments(some, column)
+            return total
+
+        ws = jnp.expand_dims(ws[:, 0], along)
+        return jnp.sum(held(of_lanes, draws, column, ws, variates=folds), across)[:, None]
 
     def of_rows(q):
         blocks = lane_blocks

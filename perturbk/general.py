@@ -16,7 +16,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from perturbk.dice import one_with_log, weighted_sum
-from perturbk.kernels.blocks import even_blocks
+from perturbk.kernels.blocks import even_blocks, held
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.streams import Stream
 from perturbk.kernels.tuning import TUNING
@@ -242,6 +242,9 @@ def _noise(words, shape: tuple[int, ...], stream: Stream, noise: str) -> jax.Arr
         row, column = lax.optimization_barrier((row.reshape(1, size), column.reshape(1, size)))
     column = jnp.broadcast_to(column.reshape(1, size), (words[0].size, size))
     draws = Draws(stream, noise, tuple(w[:, None] for w in words), row, length, 1)
+
+    def variates(draws: Draws, column: jax.Array) -> jax.Array:
+        return draws.apart(draws.math.variate, draws.drawn(column))
+
     # Else `fun` would draw the noise again for every use of a sample.
-    z = draws.apart(draws.math.variate, draws.drawn(column))
-    return draws.held(z).reshape(-1, *shape)
+    return held(variates, draws, column).reshape(-1, *shape)
