@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held
 from perturbk.kernels.draws import Draws, perturbed
+from perturbk.kernels.held import held
 from perturbk.kernels.ranking import code_dtype
 from perturbk.kernels.tuning import TUNING
 

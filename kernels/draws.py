@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from perturbk.kernels.blocks import held
+from perturbk.kernels.held import held
 from perturbk.kernels.machine import PLAIN, Machine
 from perturbk.kernels.noise import NoiseMath
 from perturbk.kernels.streams import Counter, Drawn, Stream, word_like
@@ -70,13 +70,16 @@ class Draws:
         all axes are one.
         """
 
-        def on_cpu(draws: Draws, drawn: jax.Array) -> jax.Array:
+        def on_cpu(drawn: jax.Array) -> jax.Array:
             if not _ragged(drawn.shape[-1]):
-                return f(held(lambda _, drawn: drawn, draws, drawn))
-            flat = held(lambda _, drawn: drawn, draws, drawn.reshape(-1))
-            return held(lambda _, flat: f(flat), draws, flat).reshape(drawn.shape)
+                return f(self.held(drawn))
+            return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
 
-        return lax.platform_dependent(self, drawn, cpu=on_cpu, default=lambda _, drawn: f(drawn))
+        return lax.platform_dependent(drawn, cpu=on_cpu, default=f)
+
+    def held(self, a: jax.Array) -> jax.Array:
+        """What is made of them, finished before anything that uses it begins; in XLA only."""
+        return held(lambda _, a: a, self.words[0], a)
 
     def __call__(self, coordinate: jax.Array) -> jax.Array:
         """Standard noise z at these coordinates."""
@@ -120,11 +123,13 @@ def perturbed(
 
     f: elementwise. Its values are stored, or each of their uses would draw the noise anew.
     """
-    rows, _, d = x.shape
+    rows, shared, d = x.shape
 
     def on_block(draw: Draws, x: jax.Array, sigma: jax.Array) -> jax.Array:
         coordinate = lax.broadcasted_iota(jnp.uint32, (rows, d, num_lanes), 1)
         z = draw.apart(draw.math.variate, draw.drawn(coordinate))
+        if shared > 1:
+            z = draw.held(z)
         return f(x[..., None] + sigma[..., None] * z[:, None])
 
     return held(on_block, draw, x, sigma)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held
+from perturbk.kernels.held import held
 from perturbk.kernels.machine import PLAIN, Machine
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import held, pad_to, split, stack_over, sum_over
+from perturbk.kernels.blocks import pad_to, split, stack_over, sum_over
 from perturbk.kernels.draws import Draws
+from perturbk.kernels.held import held
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 

@@ -16,8 +16,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from perturbk.dice import one_with_log, weighted_sum
-from perturbk.kernels.blocks import even_blocks, held
+from perturbk.kernels.blocks import even_blocks
 from perturbk.kernels.draws import Draws
+from perturbk.kernels.held import held
 from perturbk.kernels.streams import Stream
 from perturbk.kernels.tuning import TUNING
 
