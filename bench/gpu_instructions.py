@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # what is counted is the checkout
 import triton_aot
 from gpu_aot import compile_for_h200, prepare
 from gpu_code import (

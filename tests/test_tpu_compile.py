@@ -122,7 +122,7 @@ def test_philox_compiles_in_xla():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("chip", ["v4", "v5e", "v6e", "v7x"])
+@pytest.mark.parametrize("chip", ["v4", "v7x"])  # the oldest and the newest; kernels are on all
 def test_calls_in_sixteen_bits_compile(chip):
     """The public function: 16 bits outside, the kernels' float32 inside; a batch of keys and x."""
     done = _run(COMPILE_CALLS, chip)

@@ -93,4 +93,8 @@ WORKLOADS: tuple[Workload, ...] = (
     *(Workload("argmax", *size, noise="Normal") for size in _SIZES[:4]),
     Workload("ranking", 1, 64, 1000, sigma=0.2, noise="Normal"),
     *(Workload("general", *size, noise="Normal") for size in _SIZES[:3]),
+    # Some thousand variates: enough for a second thread, whose start takes longer than the call.
+    *(Workload("argmax", *size) for size in ((1, 2, 784), (1, 20, 100), (1, 10, 800))),
+    Workload("top_k", 1, 521, 11),
+    Workload("general", 1, 3, 1731),
 )
