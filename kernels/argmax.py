@@ -51,8 +51,13 @@ def without_nan(x: jax.Array, sigma: jax.Array) -> tuple[jax.Array, jax.Array]:
     index = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     first = jnp.min(jnp.where(nan, index, np.int32(x.shape[-1])), -1, keepdims=True)
     certain = jnp.where(index == first, np.float32(np.inf), np.float32(-np.inf))
-    x = jnp.where(jnp.any(nan, -1, keepdims=True), certain, x)
+    x = jnp.where(first < np.int32(x.shape[-1]), certain, x)
     return x, jnp.clip(jnp.where(sigma != sigma, np.float32(1), sigma), -_LARGEST, _LARGEST)
+
+
+def stored_together(d: int, shared: int, in_fours: bool) -> int:
+    """How many variates `codes` stores as one; `in_fours` as in `Stream`."""
+    return 4 if shared == 1 and (d >= TUNING.fours_from or in_fours) else 1
 
 
 def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
@@ -65,50 +70,46 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
         num_lanes: samples in the block.
     """
     _, shared, d = x.shape
-    x, sigma = without_nan(x, sigma)
-    if shared > 1:
-        y = perturbed(draw, x, sigma, num_lanes, lambda y: y)
-        return _first_top(y, 2).astype(code_dtype(d))
-    return _grouped(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None].astype(code_dtype(d))
+    x, sigma = lax.optimization_barrier(without_nan(x, sigma))
+    if stored_together(d, shared, draw.in_fours) == 4:
+        winner = _in_fours(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None]
+    else:
+        winner = _first_top(perturbed(draw, x, sigma, num_lanes, lambda y: y), 2)
+    return winner.astype(code_dtype(d))
 
 
-def _grouped(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
+def _in_fours(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Array:
     """Stores only the maximum of four neighbours; draws the winning four once more.
 
     The noise is compute bound and the reduction memory bound, so storing a quarter of the values
     pays for drawing four of d again.
     """
     rows, d = x.shape
-    group = 4 if d >= TUNING.fours_from or draw.in_fours else 1
-    num_groups = -(-d // group)
-    pad = ((0, 0), (0, num_groups * group - d))
-    x = jnp.pad(x, pad, constant_values=-np.inf).reshape(rows, num_groups, group)
+    fours = -(-d // 4)
+    pad = ((0, 0), (0, fours * 4 - d))
+    x = jnp.pad(x, pad, constant_values=-np.inf).reshape(rows, fours, 4)
     sigma = jnp.broadcast_to(sigma, (rows, d))
-    sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, num_groups, group)
+    sigma = jnp.pad(sigma, pad, constant_values=1).reshape(rows, fours, 4)
     x, sigma = lax.optimization_barrier((x, sigma))
 
     def largest(draw: Draws, x: jax.Array, sigma: jax.Array) -> jax.Array:
-        place = lax.broadcasted_iota(jnp.uint32, (rows, num_groups, num_lanes), 1)
-        drawn = draw.drawn_four(place) if group == 4 else [draw.drawn(place)]
-        apart = group == 1 or draw.math.divided
+        place = lax.broadcasted_iota(jnp.uint32, (rows, fours, num_lanes), 1)
         best = None
-        for i, a in enumerate(drawn):
-            z = draw.apart(draw.math.variate, a) if apart else draw.math.variate(a)
+        for i, a in enumerate(draw.drawn_four(place)):
+            z = draw.apart(draw.math.variate, a) if draw.math.divided else draw.math.variate(a)
             y = x[:, :, i : i + 1] + sigma[:, :, i : i + 1] * z
             best = y if best is None else jnp.maximum(best, y)
         return best
 
-    best = held(largest, draw, x, sigma, variates=group)
+    best = held(largest, draw, x, sigma, variates=4)
     winner = lax.optimization_barrier(_first_top(best, 1))
-    if group == 1:
-        return winner
     xs, sigmas = (
         jnp.take_along_axis(a, winner[:, :, None], 1).swapaxes(1, 2) for a in (x, sigma)
     )  # [rows, group, lanes]
-    coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(group)
+    coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(4)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
     y = held(lambda draw, *of: of[0] + of[1] * draw(of[2]), draw, xs, sigmas, coordinate)
-    return winner * np.int32(group) + _first_top(y, 1)
+    return winner * np.int32(4) + _first_top(y, 1)
 
 
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:

@@ -38,6 +38,7 @@ class OpMath:
         constant: d -> whether the outputs are the same for every row of that size.
         times: (number of a code, factor) -> factor * the output that it stands for, float32, where
             each stands for one.
+        stored_together: (d, shared, in_fours) -> how many variates `codes` stores as one.
     """
 
     codes: Callable[..., jax.Array]
@@ -52,6 +53,7 @@ class OpMath:
     times: Callable[[jax.Array, jax.Array], jax.Array] = lambda code, factor: (
         factor * code.astype(jnp.float32)
     )
+    stored_together: Callable[[int, int, bool], int] = lambda d, shared, in_fours: 1
 
 
 def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
@@ -117,6 +119,7 @@ OPS: dict[str, OpMath] = {
         dot=argmax.dot,
         largest=lambda d: 1,
         streamed=False,
+        stored_together=argmax.stored_together,
     ),
     **{name: _ranking(key) for name, key in ranking.SORT_KEYS.items()},
     **{name: _sort(sort) for name, sort in sorting.SORTS.items()},

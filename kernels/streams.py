@@ -196,10 +196,10 @@ class Philox(_ByRow):
 
     def words(self, key, num_samples, leaf):
         sample = lax.iota(jnp.uint32, num_samples)
-        k0, k1 = jax.random.bits(key, (2,), jnp.uint32)
+        # Else XLA would draw them again for every sample.
+        k0, k1 = lax.optimization_barrier(jax.random.bits(key, (2,), jnp.uint32))
         constant = (jnp.broadcast_to(w, sample.shape) for w in (k0, k1))
-        words = jnp.stack([*constant, sample, jnp.full_like(sample, np.uint32(leaf))])
-        return lax.optimization_barrier(words)
+        return jnp.stack([*constant, sample, jnp.full_like(sample, np.uint32(leaf))])
 
     def math(self, noise, machine=PLAIN):
         return philox.NOISES[noise].math(machine)

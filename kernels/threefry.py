@@ -64,14 +64,14 @@ def leaf_keys(key_data: jax.Array, num_samples: int, leaf: int) -> jax.Array:
     partitionable split gives does not depend on how many keys are asked for.
     """
 
-    def words(k0: jax.Array, k1: jax.Array) -> jax.Array:
+    def words(key_data: jax.Array) -> jax.Array:
         sample = lax.iota(jnp.uint32, num_samples)
         zero = jnp.zeros_like(sample)
-        s0, s1 = threefry2x32(k0, k1, zero, sample)
+        s0, s1 = threefry2x32(key_data[0], key_data[1], zero, sample)
         return jnp.stack(threefry2x32(s0, s1, zero, jnp.full_like(sample, np.uint32(leaf))))
 
     # Else XLA would derive the keys again for every element: minutes to compile.
-    return held(words, key_data[0], key_data[1], variates=2)
+    return held(words, key_data, variates=2)
 
 
 @dataclasses.dataclass(frozen=True)

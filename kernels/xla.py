@@ -11,7 +11,7 @@ Coordinate j of row r is element `(r // inner) * d * inner + r % inner + j * inn
 `inner` is the product of the axes behind the one that the op works along. A row has `out` outputs,
 which is d unless `OpMath.out_size` says otherwise, and its code has the shape `OpMath.code_shape`.
 The `stream` that the noise is drawn from is one of `streams.py`, Threefry unless another is passed.
-A `block` is of so many elements, `TUNING.block` if not told otherwise.
+A `block` is of so many stored elements, `TUNING.block` if not told otherwise.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class _Blocks:
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
         self.op, self.noise, self.inner, self.stream = op_math(op), noise, inner, stream
+        block *= self.op.stored_together(self.d, self.shared, stream.in_fours(inner))
         per_lane = self.shared * self.d
         all_rows = self.groups * self.rows
         self.lane_blocks, self.lanes = split(self.num_samples, block // per_lane, 16)
