@@ -67,11 +67,17 @@ class Draws:
         """f(drawn), elementwise, on a CPU in a loop of its own; in XLA only.
 
         A loop over the last axis leaves to scalars what does not fill a vector. If that is much,
-        all axes are one.
+        the axis before it comes last, if it is longer, and all axes are one if both are short.
         """
 
         def on_cpu(drawn: jax.Array) -> jax.Array:
-            if not _ragged(drawn.shape[-1]):
+            *_, above, last = (1, *drawn.shape)
+            if not _ragged(last):
+                return f(self.held(drawn))
+            if not isinstance(above, int) or above > last:
+                turned = self.held(drawn.swapaxes(-1, -2))
+                return self.held(f(turned)).swapaxes(-1, -2)
+            if last >= TUNING.vector_lanes:
                 return f(self.held(drawn))
             return self.held(f(self.held(drawn.reshape(-1)))).reshape(drawn.shape)
 

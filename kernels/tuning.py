@@ -9,8 +9,8 @@ import dataclasses
 class Tuning:
     # Elements that a streamed block on XLA stores; of an argmax in fours, a fourth of its variates.
     # Flat from 2^15 to 2^18 on a CPU: above it leaves the second-level cache, below it the loop's
-    # own cost shows. An argmax in fours, up to 2^18: 16 rows of 100 took 2.5 ms with 2^15 stored, 2.1
-    # with 2^17.
+    # own cost shows. An argmax in fours: 16 rows of 100, 1000 samples, took 2.5 ms with 2^15 stored
+    # and 2.1 with 2^17.
     block: int = 1 << 17
     # The same on a GPU, where each step of a loop starts several programs, 5 us each: 20 million
     # variates took 20 ms in blocks of 2^17, 1.6 at once (H100, the five largest). What is one block
@@ -22,9 +22,10 @@ class Tuning:
     # 400 (H100).
     general_block: int = 1 << 16
     general_wide_block: int = 1 << 25
-    # Up to this many variates the general path keeps its samples for the backward pass (16
-    # bytes for each, optax 20) rather than drawing them again, which costs four times as much.
-    kept_most: int = 1 << 20
+    # Up to this many variates the general path keeps its samples for the backward pass (16 bytes
+    # for each, optax 20) rather than drawing them again. Above it optax waits for new pages; below
+    # it, value and gradient of 1.6 million took 6.3 ms drawn again, 4.8 kept, and 5.4 by optax.
+    kept_most: int = 1 << 21
     # From this many coordinates on, four are drawn per stored element (argmax) or added up
     # before storing (scores): the noise is compute bound, the reduction memory bound. Below it,
     # drawing the winner's four again costs as much as it saves.
