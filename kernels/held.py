@@ -35,8 +35,8 @@ def held(f: Callable[..., jax.Array], *operands, variates: int = 1) -> jax.Array
 
     Args:
         f: of arrays alone; without sorts, scatters, products of matrices and calls of libraries.
-        operands: pytrees of arrays, not known before the program runs; the first one of them is at
-            hand, not made of what f makes anew.
+        operands: pytrees of arrays, not known before the program runs. The first array is one that
+            is there already, such as a key: a branch depends on it, so what makes it is made twice.
         variates: that one of f's values is made of.
     """
     jaxpr = jax.make_jaxpr(f)(*operands)
