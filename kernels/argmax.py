@@ -70,10 +70,11 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
         num_lanes: samples in the block.
     """
     _, shared, d = x.shape
-    x, sigma = lax.optimization_barrier(without_nan(x, sigma))
+    x, sigma = without_nan(x, sigma)
     if stored_together(d, shared, draw.in_fours) == 4:
         winner = _in_fours(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None]
     else:
+        x, sigma = lax.optimization_barrier((x, sigma))
         winner = _first_top(perturbed(draw, x, sigma, num_lanes, lambda y: y), 2)
     return winner.astype(code_dtype(d))
 
@@ -105,7 +106,7 @@ def _in_fours(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> ja
     winner = lax.optimization_barrier(_first_top(best, 1))
     xs, sigmas = (
         jnp.take_along_axis(a, winner[:, :, None], 1).swapaxes(1, 2) for a in (x, sigma)
-    )  # [rows, group, lanes]
+    )  # [rows, 4, lanes]
     coordinate = winner[:, None].astype(jnp.uint32) * np.uint32(4)
     coordinate = coordinate + lax.broadcasted_iota(jnp.uint32, xs.shape, 1)
     y = held(lambda draw, *of: of[0] + of[1] * draw(of[2]), draw, xs, sigmas, coordinate)
