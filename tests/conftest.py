@@ -1,4 +1,6 @@
-"""Strict JAX settings, and fixtures: every implementation, and no programs left behind."""
+"""JAX settings, strict and quick, and fixtures: every implementation, and no programs left behind."""
+
+import gc
 
 import jax
 import pytest
@@ -6,6 +8,10 @@ import pytest
 from checks import ON_A_CPU
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Programs are built of millions of objects, of which few are garbage: to look for it took a tenth
+# of the time, and where each equation came from, which no test asks for, a thirtieth.
+gc.set_threshold(20_000, 10, 10)
+jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 @pytest.fixture(params=ON_A_CPU)

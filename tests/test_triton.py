@@ -102,8 +102,8 @@ def check_op(op, noise, num_samples, shape, inner=1, *, sums=True, rng="jax", la
 SHAPES = {  # num_samples, (groups, shared, rows, d), inner
     "one": (1, (1, 1, 1, 1), 1),
     "rows": (130, (1, 1, 2, 5), 3),
-    "shared": (7, (1, 2, 1, 63), 1),
-    "groups": (7, (2, 1, 1, 100), 1),
+    "shared": (7, (1, 2, 1, 31), 1),
+    "groups": (7, (2, 1, 1, 65), 1),
 }
 
 
