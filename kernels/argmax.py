@@ -70,11 +70,12 @@ def codes(draw: Draws, x: jax.Array, sigma: jax.Array, num_lanes: int) -> jax.Ar
         num_lanes: samples in the block.
     """
     _, shared, d = x.shape
+    x, sigma = without_nan(x, sigma)
     if stored_together(d, shared, draw.in_fours) == 4:
-        x, sigma = without_nan(x, sigma)
         winner = _in_fours(draw, x[:, 0], sigma[:, 0], num_lanes)[:, None]
     else:
-        winner = first_max(perturbed(draw, x, sigma, num_lanes, lambda y: y), 2)
+        x, sigma = lax.optimization_barrier((x, sigma))
+        winner = _first_top(perturbed(draw, x, sigma, num_lanes, lambda y: y), 2)
     return winner.astype(code_dtype(d))
 
 
