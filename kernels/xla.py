@@ -45,9 +45,9 @@ class _Blocks:
         self.lane_blocks, self.lanes = split(self.num_samples, block // per_lane, 16)
         # Several rows share a block only where one row's samples do not fill it.
         self.row_blocks, self.block_rows = split(all_rows, block // (per_lane * self.lanes))
-        # Cut into words first, as for score products: XLA finds that they are the same.
-        words = (pad_to(keys[:, i], self.lane_blocks * self.lanes, 1) for i in range(keys.shape[1]))
-        self.words = tuple(w.reshape(-1, self.lane_blocks, self.lanes) for w in words)
+        keys = pad_to(keys, self.lane_blocks * self.lanes, 2)
+        keys = keys.reshape(*keys.shape[:2], self.lane_blocks, self.lanes)
+        self.words = tuple(keys[:, i] for i in range(keys.shape[1]))
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         self.x, self.sigma = self.by_row(x), self.by_row(sigma)
 
