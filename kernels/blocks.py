@@ -24,13 +24,13 @@ def split(n: int, most: int, multiple: int = 1) -> tuple[int, int]:
     return count, size
 
 
-def cut(length: int, least: int, programs: int) -> tuple[int, int]:
-    """(pieces, length of each) of a loop that so many programs go through, to fill a GPU.
+def cut(length: int, least: int, warps: int) -> tuple[int, int]:
+    """(pieces, length of each) of a loop that so many warps go through, to fill a GPU.
 
     Pieces are of at least about `least`. Sums over them are rounded alike for any batch if
-    `programs` are those of one vector.
+    `warps` are those of one vector.
     """
-    most = max(1, TUNING.kernel_cut_programs // programs)
+    most = max(1, TUNING.kernel_cut_warps // warps)
     return split(length, max(min(length, least), -(-length // most)))
 
 

@@ -16,6 +16,7 @@ from jax.experimental import pallas as pl
 
 from perturbk.kernels import bitonic, network
 from perturbk.kernels.machine import PLAIN, Machine, rotate
+from perturbk.kernels.tuning import TUNING
 
 
 def _compiler_params(
@@ -43,14 +44,14 @@ def launch(
     grid: tuple[int, ...],
     name: str,
     platform: str,
-    warps: int = 4,
+    warps: int = TUNING.kernel_warps,
     scratch: Sequence[object] = (),
     semantics: Sequence[str] | None = None,
     vmem_bytes: int | None = None,
 ):
     """Runs one kernel on `platform`; on a CPU in interpret mode, for tests.
 
-    warps: of a program on a GPU; four are one for each scheduler of a multiprocessor.
+    warps: of a program on a GPU.
 
     Only for a TPU's kernels:
         scratch: memory that outlives a program, see `vmem`.
@@ -71,6 +72,21 @@ def launch(
             interpret=platform == "cpu",
             name=f"perturbk_{name}",
         )(*operands)
+
+
+def side_by_side(num_samples: int) -> tuple[int, int]:
+    """(samples that a program takes at a time, one for each thread of a GPU; its warps)."""
+
+    def lanes(warps: int) -> int:
+        return warps * TUNING.kernel_warp_lanes
+
+    def drawn(warps: int) -> int:
+        return -(-num_samples // lanes(warps)) * lanes(warps)
+
+    warps = TUNING.kernel_warps
+    while warps > 1 and drawn(warps) > drawn(1) * (1 + 1 / TUNING.kernel_idle):
+        warps //= 2
+    return lanes(warps), warps
 
 
 def vmem(shape: tuple[int, ...], dtype) -> object:

@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from perturbk.kernels.blocks import cut, split
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
-from perturbk.kernels.pallas import launch, machine, power_of_two
+from perturbk.kernels.pallas import launch, machine, power_of_two, side_by_side
 from perturbk.kernels.pallas_op_kernels import op_kernel
 from perturbk.kernels.pallas_rows import Row, column_at, fill_to, in_fours
 from perturbk.kernels.streams import THREEFRY, Stream
@@ -50,7 +50,7 @@ class Launch:
         self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
-        self.lanes = self.kernel.lanes or TUNING.kernel_lanes
+        self.lanes, self.warps = self.kernel.program or side_by_side(self.num_samples)
         tiles = -(-self.num_samples // self.lanes)
         self.pieces, self.length = self._cut(tiles)
         self.planes = self.groups * self.shared * self.rows * self.pieces
@@ -83,11 +83,12 @@ class Launch:
         ]
 
     def _cut(self, tiles: int) -> tuple[int, int]:
-        """(pieces of a row, length of each): more than one if few programs go through long rows."""
+        """(pieces of a row, length of each): more than one if few warps go through long rows."""
         if self.kernel.best is None:
             return 1, self.d
         rows = self.groups * self.shared * self.rows
-        pieces, fours = cut(-(-self.d // 4), TUNING.kernel_piece_least // 4, rows * tiles)
+        warps = rows * tiles * self.warps
+        pieces, fours = cut(-(-self.d // 4), TUNING.kernel_piece_least // 4, warps)
         return pieces, 4 * fours if pieces > 1 else self.d
 
     def in_pieces(self, a: jax.Array, fill: float) -> jax.Array:
@@ -154,7 +155,7 @@ class Launch:
                 self.fours,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
-                32 * self.kernel.warps,
+                32 * self.warps,
             )
 
         return row
@@ -296,6 +297,6 @@ class Launch:
             grid=(self.planes, self.programs),
             name=name,
             platform=self.platform,
-            warps=self.kernel.warps,
+            warps=self.warps,
         )
         return found[:-1] if self.kernel.whole else found

@@ -44,8 +44,7 @@ class OpKernel:
         best: (values of the winners of a row's pieces [..., n, lanes], in the order of coordinates;
             whether they are some, [n, 1]) -> which of them are the row's, int32 [..., *code,
             lanes]. None if a row cannot be cut into pieces.
-        lanes: samples of a tile; None for as many as most kernels take.
-        warps: of a program.
+        program: (samples of a tile, warps); None if their number decides (`pallas.side_by_side`).
         whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
             were drawn, and it needs memory of its size.
     """
@@ -57,8 +56,7 @@ class OpKernel:
     pieces: bool = False
     aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    lanes: int | None = None
-    warps: int = 4
+    program: tuple[int, int] | None = None
     whole: bool = False
 
 
@@ -119,8 +117,7 @@ def _of_many_threads(summary: Callable[..., tuple], d: int) -> OpKernel:
         tile=width,
         out_tile=width,
         pieces=True,
-        lanes=lanes,
-        warps=max(1, width * lanes // TUNING.kernel_sorted_warp),
+        program=(lanes, max(1, width * lanes // TUNING.kernel_sorted_warp)),
         whole=True,
     )
 

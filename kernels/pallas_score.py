@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from perturbk.kernels.blocks import cut, pad_to, split
 from perturbk.kernels.draws import Draws
-from perturbk.kernels.pallas import launch, machine, power_of_two
+from perturbk.kernels.pallas import launch, machine, power_of_two, side_by_side
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
@@ -76,11 +76,12 @@ def score_dot(
 ) -> jax.Array:
     """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
-    num_samples, lanes = keys.shape[-1], TUNING.kernel_lanes
+    num_samples = keys.shape[-1]
+    lanes, warps = side_by_side(num_samples)
     cells = _Cells(size, noise, stream, platform)
     tile, lane_blocks = cells.tile, -(-num_samples // lanes)
     blocks, together = cells.together(shared)
-    pieces, piece = cut(cells.tiles, TUNING.kernel_piece_tiles, lane_blocks)
+    pieces, piece = cut(cells.tiles, TUNING.kernel_piece_tiles, lane_blocks * warps)
     fma = machine(platform).fma
 
     def body(keys_ref, v_ref, out_ref):
@@ -112,6 +113,7 @@ def score_dot(
         grid=(groups * blocks, lane_blocks, pieces),
         name=f"score_dot_{noise}_{order}_{power}",
         platform=platform,
+        warps=warps,
     )
     out = jnp.sum(out, 1)
     return out.reshape(groups, blocks * together, -1)[:, :shared, :num_samples]
@@ -130,7 +132,8 @@ def score_sum(
 ) -> jax.Array:
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    cells, lanes = _Cells(size, noise, stream, platform), TUNING.kernel_lanes
+    lanes, warps = side_by_side(num_samples)
+    cells = _Cells(size, noise, stream, platform)
     blocks, together = cells.together(shared)
     fma = machine(platform).fma
     tile, lane_tiles = cells.tile, -(-num_samples // lanes)
@@ -171,6 +174,7 @@ def score_sum(
         grid=(groups * blocks, cells.tiles, runs),
         name=f"score_sum_{noise}_{order}_{power}",
         platform=platform,
+        warps=warps,
     )
     out = cells.join(jnp.sum(out, (1, 4)).reshape(groups * blocks * together, -1))
     return out.reshape(groups, blocks * together, size)[:, :shared]
