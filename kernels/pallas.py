@@ -6,6 +6,7 @@ ones named here.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -74,19 +75,32 @@ def launch(
         )(*operands)
 
 
-def side_by_side(num_samples: int) -> tuple[int, int]:
-    """(samples that a program takes at a time, one for each thread of a GPU; its warps)."""
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a program on a GPU takes at a time.
 
-    def lanes(warps: int) -> int:
-        return warps * TUNING.kernel_warp_lanes
+    Attributes:
+        lanes: samples.
+        warps: that take them.
+        times: so many times the coordinates that a tile has if each sample has one thread.
+    """
 
-    def drawn(warps: int) -> int:
-        return -(-num_samples // lanes(warps)) * lanes(warps)
+    lanes: int
+    warps: int
+    times: int = 1
 
-    warps = TUNING.kernel_warps
-    while warps > 1 and drawn(warps) > drawn(1) * (1 + 1 / TUNING.kernel_idle):
-        warps //= 2
-    return lanes(warps), warps
+
+def program_for(num_samples: int) -> Program:
+    """The widest for so many samples that leaves few of its threads idle."""
+
+    def drawn(lanes: int) -> int:
+        return -(-num_samples // lanes) * lanes
+
+    least, of_warp = TUNING.kernel_least_lanes, TUNING.kernel_warp_lanes
+    lanes = TUNING.kernel_warps * of_warp
+    while lanes > least and drawn(lanes) > drawn(least) * (1 + TUNING.kernel_idle):
+        lanes //= 2
+    return Program(lanes, max(1, lanes // of_warp), max(1, of_warp // lanes))
 
 
 def vmem(shape: tuple[int, ...], dtype) -> object:

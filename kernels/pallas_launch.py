@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from perturbk.kernels.blocks import cut, split
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
-from perturbk.kernels.pallas import launch, machine, power_of_two, side_by_side
+from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
 from perturbk.kernels.pallas_op_kernels import op_kernel
 from perturbk.kernels.pallas_rows import Row, column_at, fill_to, in_fours
 from perturbk.kernels.streams import THREEFRY, Stream
@@ -50,14 +50,16 @@ class Launch:
         self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
-        self.lanes, self.warps = self.kernel.program or side_by_side(self.num_samples)
+        self.program = self.kernel.program or program_for(self.num_samples)
+        self.lanes, times = self.program.lanes, self.program.times
         tiles = -(-self.num_samples // self.lanes)
         self.pieces, self.length = self._cut(tiles)
         self.planes = self.groups * self.shared * self.rows * self.pieces
         together = 4 if self.fours else 1
-        self.tile = max(power_of_two(min(self.length, self.kernel.tile * together)), together)
+        tile = self.kernel.tile * times if self.kernel.tile > 1 else 1
+        self.tile = max(power_of_two(min(self.length, tile * together)), together)
         self.out = self.op.out_size(self.d)
-        self.out_tile = power_of_two(min(self.out, self.kernel.out_tile))
+        self.out_tile = power_of_two(min(self.out, self.kernel.out_tile * times))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
         few = sums or self.kernel.whole
         self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
@@ -72,7 +74,7 @@ class Launch:
         columns = [self.drawn(fill_to(x, self.tile, -np.inf)), sigma]
         if sigma.shape[3] > 1:
             columns[1] = self.drawn(fill_to(columns[1], self.tile, 1))
-        self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma)
+        self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma, times)
         if self.aid:
             columns += self.aid.columns
         self.operands = [self.per_sample(keys), *map(self.column, columns)]
@@ -87,7 +89,7 @@ class Launch:
         if self.kernel.best is None:
             return 1, self.d
         rows = self.groups * self.shared * self.rows
-        warps = rows * tiles * self.warps
+        warps = rows * tiles * self.program.warps
         pieces, fours = cut(-(-self.d // 4), TUNING.kernel_piece_least // 4, warps)
         return pieces, 4 * fours if pieces > 1 else self.d
 
@@ -155,7 +157,7 @@ class Launch:
                 self.fours,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
-                32 * self.warps,
+                32 * self.program.warps,
             )
 
         return row
@@ -297,6 +299,6 @@ class Launch:
             grid=(self.planes, self.programs),
             name=name,
             platform=self.platform,
-            warps=self.warps,
+            warps=self.program.warps,
         )
         return found[:-1] if self.kernel.whole else found

@@ -31,7 +31,7 @@ _SUNK, _MIDDLE = (np.float32(t).view(np.int32) for t in (1 / 2, 4))
 _LARGEST = np.uint32(0xFFFFFFFF)
 
 
-def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array) -> Aid:
+def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
     """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: zero, scale, whether to count.
 
     The level of y is t = (y - zero) * scale, bit by bit. Values far below the others, as masks are
@@ -39,7 +39,7 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array) -> Aid:
     ties. This takes that no noise changes them and that they are equal. Rows of others, rows with
     NaN or infinity and those with no positive sigma are counted.
     """
-    del math
+    del math, times
     low, high = x + sigma * np.float32(Z_LEAST), x + sigma * np.float32(Z_MOST)
     sunk = (low == x) & (high == x)
     least = jnp.min(jnp.where(sunk, np.inf, low), -1, keepdims=True)

@@ -17,7 +17,7 @@ from perturbk.kernels import (
 )
 from perturbk.kernels.noise import NoiseMath
 from perturbk.kernels.ops import entry
-from perturbk.kernels.pallas import power_of_two
+from perturbk.kernels.pallas import Program, power_of_two
 from perturbk.kernels.pallas_ranking import tile_ranks
 from perturbk.kernels.pallas_rows import Aid, Row
 from perturbk.kernels.ranking import DESCENDING, SORT_KEYS
@@ -37,14 +37,16 @@ class OpKernel:
             each tile of outputs is made by itself, and is the code.
         outputs: (row, summary, t) -> outputs of tile t, int32 [out_tile, lanes]. None if the
             outputs are the numbers of the summary: row r of piece i is number r * pieces + i.
-        tile: most coordinates of a tile.
-        out_tile: most outputs of a tile.
+        tile: most coordinates of a tile that has a thread for each sample, see `Program`. One or
+            one four stays one.
+        out_tile: most outputs of it.
         pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
-        aid: (math of the noise, x, sigma) of all rows -> their `Aid`, or None if they need none.
+        aid: (math of the noise, x, sigma) of all rows, `times` of the program -> their `Aid`, or
+            None if they need none.
         best: (values of the winners of a row's pieces [..., n, lanes], in the order of coordinates;
             whether they are some, [n, 1]) -> which of them are the row's, int32 [..., *code,
             lanes]. None if a row cannot be cut into pieces.
-        program: (samples of a tile, warps); None if their number decides (`pallas.side_by_side`).
+        program: None if the number of samples decides.
         whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
             were drawn, and it needs memory of its size.
     """
@@ -54,9 +56,9 @@ class OpKernel:
     tile: int = TUNING.kernel_tile
     out_tile: int = TUNING.kernel_tile
     pieces: bool = False
-    aid: Callable[[NoiseMath, jax.Array, jax.Array], Aid | None] = lambda *_: None
+    aid: Callable[[NoiseMath, jax.Array, jax.Array, int], Aid | None] = lambda *_: None
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    program: tuple[int, int] | None = None
+    program: Program | None = None
     whole: bool = False
 
 
@@ -117,7 +119,7 @@ def _of_many_threads(summary: Callable[..., tuple], d: int) -> OpKernel:
         tile=width,
         out_tile=width,
         pieces=True,
-        program=(lanes, max(1, width * lanes // TUNING.kernel_sorted_warp)),
+        program=Program(lanes, max(1, width * lanes // TUNING.kernel_sorted_warp)),
         whole=True,
     )
 

@@ -38,13 +38,13 @@ _BEHIND, _NO_CHANCE = np.float32(28), np.float32(2.0**100)
 _ROUNDING = np.float32(2.0**-15)
 
 
-def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, k: int) -> Aid | None:
+def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> Aid | None:
     """What a `Race` needs, or None for rows that are not raced. All must be on one scale."""
     fours = 4 * (k + 2)  # that are in front
     d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
     if math.above is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
-    tile = 4 * (TUNING.race_piece if k <= TUNING.race_pieces_most else 1)
+    tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most else 1)
     weights, limits = _operands(x, sigma, k)
     columns = in_fours(fill_to(weights, tile, _NO_CHANCE), tile), limits
     return Aid(columns, lambda *refs: Race(*refs, tile, k), tile)

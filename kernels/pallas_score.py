@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 
 from perturbk.kernels.blocks import cut, pad_to, split
 from perturbk.kernels.draws import Draws
-from perturbk.kernels.pallas import launch, machine, power_of_two, side_by_side
+from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
@@ -22,13 +22,14 @@ from perturbk.kernels.tuning import TUNING
 class _Cells:
     """The elements of a leaf in tiles of cells: a cell is what the stream draws together."""
 
-    def __init__(self, size: int, noise: str, stream: Stream, platform: str):
+    def __init__(self, size: int, num_samples: int, noise: str, stream: Stream, platform: str):
         self.size, self.noise, self.stream, self.platform = size, noise, stream, platform
         self.cell = 4 if stream.in_fours(1) else 1
         self.rows, self.length = stream.rows(size)
         self.per_row = -(-self.length // self.cell)
         self.count = self.rows * self.per_row
-        self.tile = power_of_two(min(self.count, TUNING.kernel_tile))
+        self.program = program_for(num_samples)
+        self.tile = power_of_two(min(self.count, TUNING.kernel_tile * self.program.times))
         self.tiles = -(-self.count // self.tile)
 
     def split(self, v: jax.Array) -> jax.Array:
@@ -77,8 +78,8 @@ def score_dot(
     """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    lanes, warps = side_by_side(num_samples)
-    cells = _Cells(size, noise, stream, platform)
+    cells = _Cells(size, num_samples, noise, stream, platform)
+    lanes, warps = cells.program.lanes, cells.program.warps
     tile, lane_blocks = cells.tile, -(-num_samples // lanes)
     blocks, together = cells.together(shared)
     pieces, piece = cut(cells.tiles, TUNING.kernel_piece_tiles, lane_blocks * warps)
@@ -132,8 +133,8 @@ def score_sum(
 ) -> jax.Array:
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    lanes, warps = side_by_side(num_samples)
-    cells = _Cells(size, noise, stream, platform)
+    cells = _Cells(size, num_samples, noise, stream, platform)
+    lanes, warps = cells.program.lanes, cells.program.warps
     blocks, together = cells.together(shared)
     fma = machine(platform).fma
     tile, lane_tiles = cells.tile, -(-num_samples // lanes)

@@ -60,12 +60,15 @@ class Tuning:
     compare_most: int = 32
     # Tile of the fused kernels, coordinates x samples: a sample for each thread of a program's
     # warps. Four warps are one for each scheduler of a multiprocessor, and 8 coordinates stay in
-    # registers. Fewer are taken where four would draw a sixteenth more behind the last sample than
-    # one warp would: for 50 samples they draw twice as many, for 200 a seventh more.
+    # registers. Where they would draw a quarter more than they need to, behind the last sample,
+    # fewer warps are taken, and then several threads for each sample: down to 8 samples, whose keys
+    # are a sector of memory. One or two warps take as many instructions per variate; two or four
+    # threads up to 5% more with Threefry and 17% with Philox, most often 3% (sm_90).
     kernel_tile: int = 8
     kernel_warp_lanes: int = 32
     kernel_warps: int = 4
-    kernel_idle: int = 16
+    kernel_least_lanes: int = 8
+    kernel_idle: float = 1 / 4
     # A race of 75 instructions per variate rather than 127 (sm_90, Threefry) pays from here on for
     # the four that are drawn again, and with k winners from so many coordinates for each of them.
     # Longer rows end in doubt too often: a winner leads by about 1/d, and the error of a bound is
@@ -93,9 +96,9 @@ class Tuning:
     # Tiles of samples that a program of sums over samples takes, if there are so many: its start,
     # and the sum over lanes at its end, take as long as one of them.
     kernel_run_tiles: int = 8
-    # A row that few warps go through is cut into pieces, to fill a GPU: so many are at work on it at
-    # a time. Pieces are no shorter than so many tiles of a score product, or coordinates of a row,
-    # so that their start stays cheap.
+    # A row that few warps go through is cut into pieces, to fill a GPU: so many are at work on it.
+    # Pieces are no shorter than so many tiles of a score product, or coordinates of a row, so that
+    # their start stays cheap.
     kernel_cut_warps: int = 4096
     kernel_piece_tiles: int = 16
     kernel_piece_least: int = 128

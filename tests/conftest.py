@@ -1,4 +1,4 @@
-"""JAX settings, strict and quick, and fixtures: every implementation, and no programs left behind."""
+"""Settings, strict and quick, and fixtures: every implementation, and no programs left behind."""
 
 import gc
 

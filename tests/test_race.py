@@ -103,7 +103,7 @@ def test_in_doubt_all_are_compared():
 def test_short_rows_and_scales_of_their_own_are_not_raced(k):
     def raced(d, scales=1, noise_="gumbel"):
         rows = jnp.zeros((1, 1, 1, d)), jnp.ones((1, 1, 1, scales))
-        return pallas_race.aid(noise.NOISES[noise_], *rows, k) is not None
+        return pallas_race.aid(noise.NOISES[noise_], *rows, 1, k) is not None
 
     least = max(TUNING.race_least, TUNING.race_least_for_each * k)
     assert raced(least)
