@@ -51,6 +51,7 @@ _TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64, 128, 1024)  # as in gpu_
 _AGAINST_OPTAX = (
     *(Size(*size) for size in ((1, 5, 100), (1, 1000, 1000), (1, 100_000, 200))),
     *(Size(*size) for size in ((16, 100, 1000), (64, 1000, 200), (16, 10_000, 200))),
+    Size(256, 1000, 20),
     gpu_times.GOALS_AT,
 )
 _QUERY = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit"
