@@ -59,7 +59,7 @@ def test_winners(monkeypatch, noise):
         launched.append(kwargs["name"])
         return on_mosaic_gpu(body, **kwargs)
 
-    num_samples, d = 70, 37  # not multiples of a tile
+    num_samples, d = 110, 37  # not multiples of a tile, and one program
     keys = threefry.leaf_keys(jax.random.key_data(jax.random.key(0)), num_samples, 0)[None]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 1, 1, d)), jnp.float32)
     sigma = jnp.full((1, 1, 1, d), 0.7)

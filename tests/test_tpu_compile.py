@@ -122,10 +122,12 @@ def test_philox_compiles_in_xla():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("chip", ["v4", "v7x"])  # the oldest and the newest; kernels are on all
-def test_calls_in_sixteen_bits_compile(chip):
-    """The public function: 16 bits outside, the kernels' float32 inside; a batch of keys and x."""
-    done = _run(COMPILE_CALLS, chip)
+def test_calls_in_sixteen_bits_compile():
+    """The public function: 16 bits outside, the kernels' float32 inside; a batch of keys and x.
+
+    For the oldest chip, whose vectors know no bfloat16. The kernels are compiled for all.
+    """
+    done = _run(COMPILE_CALLS, "v4")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
