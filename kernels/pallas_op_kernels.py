@@ -37,9 +37,9 @@ class OpKernel:
             each tile of outputs is made by itself, and is the code.
         outputs: (row, summary, t) -> outputs of tile t, int32 [out_tile, lanes]. None if the
             outputs are the numbers of the summary: row r of piece i is number r * pieces + i.
-        tile: most coordinates of a tile that has a thread for each sample, see `Program`. One or
-            one four stays one.
-        out_tile: most outputs of it.
+        tile: most coordinates of a tile, where each sample has one thread, see `Program`; one
+            coordinate, or one four, stays one where it has several.
+        out_tile: most outputs of a tile, likewise.
         pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
         aid: (math of the noise, x, sigma) of all rows, `times` of the program -> their `Aid`, or
             None if they need none.
