@@ -38,7 +38,7 @@ from gpu_code import (
 
 RECORD = Path(__file__).parent / "results" / "gpu_instructions.json"
 TOLERANCE = 0.05  # of another compiler's version
-SPILLS = 0.05  # accesses to spilled bytes for a variate
+SPILLS = 0.1  # accesses to spilled bytes for a variate; one for a thread's 16 of a tile is 0.06
 SHAPE = (16, 1000, 1 << 14)  # rows, d, samples: several tiles in every loop
 
 
@@ -158,7 +158,6 @@ KERNELS = [
         for primitive, op, noise in (
             ("samples", "argmax", "normal"),
             ("samples_and_dot", "argmax", "normal"),
-            ("op_sum", "argmax", "normal"),
             ("score_dot", "", "gumbel"),
             ("score_dot", "", "normal"),
             ("score_sum", "", "gumbel"),
@@ -176,7 +175,7 @@ KERNELS = [
         Kernel(primitive, "gumbel", op, variates, rng=rng, race=True)
         for rng in ("jax", "philox")
         for op, variates in (("argmax", 8), ("top_k_5", 8), ("top_k_32", 4))
-        for primitive in ("samples", "samples_and_dot", "op_sum")
+        for primitive in ("samples", "samples_and_dot")
     ),
     *(
         Kernel(primitive, "gumbel", op, rng=rng, **which)
@@ -221,7 +220,7 @@ def count(kernel: Kernel, kept: Path) -> dict[str, float]:
     registers, spilled = resources(path)
     sass = disassembled(path)
     if kernel.turns:
-        hot = one_row(sass, kernel.turns)
+        hot = one_row(sass, kernel.turns, of_one_tile=kernel.primitive != "op_sum")
     elif kernel.halvings:
         hot = sorted_rows(sass, kernel.halvings)
     elif kernel.race:
@@ -238,13 +237,13 @@ def count(kernel: Kernel, kept: Path) -> dict[str, float]:
 
 
 def faults(found: dict[str, dict[str, float]], recorded: dict[str, dict[str, float]]) -> list[str]:
-    """What takes more than recorded, spills, or is not recorded."""
+    """What takes more than recorded, or less than half, spills, or is not recorded."""
     found_faults = []
     for name, row in found.items():
         old = recorded.get(name, {}).get("instructions")
         if old is None:
             found_faults.append(f"{name} is not recorded")
-        elif row["instructions"] > old * (1 + TOLERANCE):
+        elif not old / 2 < row["instructions"] <= old * (1 + TOLERANCE):  # half: a loop was missed
             found_faults.append(f"{name} takes {row['instructions']}, recorded {old}")
         # A value that is kept aside for a whole row is no loss.
         if row["accesses to them"] > SPILLS:

@@ -15,8 +15,10 @@ from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from perturbk.kernels import argmax, ranking, sorting, topk
+from perturbk.kernels.tuning import TUNING
 
 _Entry = TypeVar("_Entry")
 
@@ -150,6 +152,13 @@ def entry(
 def op_math(op: str) -> OpMath:
     """The mathematics of an op, by its key."""
     return entry(op, OPS, SIZED_OPS)
+
+
+def keeps_codes(op: str, rows: int, d: int, num_samples: int) -> bool:
+    """Whether the codes are few enough to keep from the first use to the last."""
+    math = op_math(op)
+    per_row = int(np.prod(math.code_shape(d))) * np.dtype(math.code_dtype(d)).itemsize
+    return rows * num_samples * per_row <= TUNING.residual_bytes or not math.streamed
 
 
 def of_rows(leaf: jax.Array, x: jax.Array, inner: int) -> jax.Array:

@@ -5,6 +5,7 @@ Operands are those of `xla.py`. A *plane* is one (group, shared vector, row), or
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,9 +20,12 @@ from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
 from perturbk.kernels.pallas_op_kernels import op_kernel
-from perturbk.kernels.pallas_rows import Row, column_at, fill_to, in_fours
+from perturbk.kernels.pallas_rows import Part, Row, column_at, fill_to, in_fours
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
+
+# Parts of a column begin at multiples of this, a sector of memory: neighbours are loaded together.
+_ALIGNED = 8
 
 
 class Launch:
@@ -71,17 +75,20 @@ class Launch:
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         self.of_rows = x, sigma
         x, sigma = self.in_pieces(x, -np.inf), self.in_pieces(sigma, 1)
-        columns = [self.drawn(fill_to(x, self.tile, -np.inf)), sigma]
+        parts = [self.drawn(fill_to(x, self.tile, -np.inf)), sigma]
         if sigma.shape[3] > 1:
-            columns[1] = self.drawn(fill_to(columns[1], self.tile, 1))
+            parts[1] = self.drawn(fill_to(parts[1], self.tile, 1))
         self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma, times)
         if self.aid:
-            columns += self.aid.columns
-        self.operands = [self.per_sample(keys), *map(self.column, columns)]
-        words = stream.words_per_sample
+            # What the loop of the kernel reads comes first: its addresses need no sum.
+            parts = [*self.aid.columns, *parts] if self.aid.tile else [*parts, *self.aid.columns]
+        self.sizes = [a.shape[3] for a in parts]
+        # One operand, which XLA makes in one program.
+        column = self.column(jnp.concatenate([fill_to(a, _ALIGNED, 0) for a in parts], 3))
+        self.operands = [self.per_sample(keys), column]
         self.in_specs = [
-            self.sample_spec(words, self.of_group),
-            *(self.column_spec(a.shape[1]) for a in self.operands[1:]),
+            self.sample_spec(stream.words_per_sample, self.of_group),
+            self.column_spec(column.shape[1]),
         ]
 
     def _cut(self, tiles: int) -> tuple[int, int]:
@@ -130,10 +137,17 @@ class Launch:
         """Zero-pads the samples."""
         return jnp.pad(a, ((0, 0), (0, 0), (0, self.padded - self.num_samples)))
 
-    def rows_of(
-        self, scratch_ref, keys_ref, x_ref, sigma_ref, *aid_refs
-    ) -> Callable[[object], Row]:
+    def rows_of(self, scratch_ref, keys_ref, column_ref) -> Callable[[object], Row]:
         """This program's row, as a function of the slice of samples."""
+        firsts = itertools.accumulate(-(-size // _ALIGNED) * _ALIGNED for size in self.sizes)
+        parts = [
+            Part(column_ref, first, size)
+            for first, size in zip((0, *firsts), self.sizes, strict=False)
+        ]
+        if self.aid and self.aid.tile:
+            *aid_refs, x_ref, sigma_ref = parts
+        else:
+            x_ref, sigma_ref, *aid_refs = parts
         r = lax.rem(pl.program_id(0), np.int32(self.rows * self.pieces))
         first = None
         if self.pieces > 1:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from perturbk.kernels.ops import of_rows
+from perturbk.kernels.ops import keeps_codes, of_rows
 from perturbk.kernels.pallas_launch import Launch
 from perturbk.kernels.pallas_rows import fill_to, summed
 from perturbk.kernels.streams import THREEFRY
@@ -90,7 +90,11 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
     """sum_s W_s op(x + sigma z_s): [groups, shared, rows, out], one pass over the noise."""
     which = dict(op=op, noise=noise, inner=inner, platform=platform, stream=stream)
     plan = Launch(keys, x, sigma, sums=True, **which)
-    if plan.pieces > 1:  # the outputs are known when those of all pieces are
+    # With a sample in each lane, a program would add up lanes at every coordinate: for an argmax 20
+    # instructions each (sm_90), where XLA's takes 8 over the winners.
+    winners = plan.kernel.best is not None and plan.kernel.outputs is not None
+    few = winners and keeps_codes(op, plan.shared * plan.rows, plan.d, plan.num_samples)
+    if plan.pieces > 1 or few:
         return plan.op.weighted(samples(keys, x, sigma, **which), weights, plan.d)
 
     def body(scratch_ref, *refs):

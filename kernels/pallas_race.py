@@ -1,14 +1,12 @@
 """The k largest under Gumbel noise as a race: one quick logarithm for each variate, and its proof.
 
 With E = exp(-z), the order of x + sigma z is that of E w, w = exp((x_k - x)/sigma), the smallest
-first; x_k is the k-th largest x. The race is run with lower bounds of E. When it is over, the k + 1
+first; x_k is the k-th largest x. The race is run with lower bounds of E. When it is over, the k
 fours of coordinates in front are drawn again and compared exactly; if the k-th best of them stays
 below the bounds of all others, by more than the rounding of either order, they have won. If not,
-this tile of samples is compared exactly. So the winners are those of `pallas_argmax` and
-`pallas_topk`, always.
-
-Without the one four more than winners, a close second would be in doubt: of 128 samples with a
-thousand coordinates one in 6% of the tiles, for which all others of a device then wait.
+one four more is drawn, for a close second is in doubt: of 128 samples with a thousand coordinates
+one in 6% of the tiles. If that does not settle it, this tile of samples is compared exactly. So the
+winners are those of `pallas_argmax` and `pallas_topk`, always.
 
 A bound: let u = exp(-E). The stream gives a number from u + 2^-22 to u + 2^-21 (`NoiseMath.above`).
 Its quick binary logarithm errs by 2^-22, absolutely above one half and relatively below, and is
@@ -18,6 +16,7 @@ still above log2(u): there a step of 2^-22 changes it by more, since -v log(v) <
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -86,28 +85,39 @@ class Race:
             tangent_ref: t, laid out as the weights; None for zero.
         """
         *in_front, (other, _), product = self._run(row, tangent_ref)
+        *in_front, (close, close_four) = in_front
         nothing = (
             jnp.full((1, row.lanes), -np.inf, jnp.float32),
             jnp.zeros((1, row.lanes), jnp.int32),
         )
 
-        def draw_again(_, carry):
-            (four, *fours), found = carry
+        def drawn_again(found, four):
             for new in row.at(four):
                 found = insert(found, new, by_index=True)
-            return (*fours, four), found
+            return found
 
-        fours = tuple(four for _, four in in_front)
-        start = fours, (nothing,) * (self.k + 1)
-        _, found = lax.fori_loop(0, self.k + 1, draw_again, start)
+        def turn(_, carry):
+            (four, *fours), found = carry
+            return (*fours, four), drawn_again(found, four)
+
+        def or_else(other: jax.Array, found: Sequence[Pair], otherwise: Callable):
+            doubt = jnp.where(self._proved(found, other), np.int32(0), np.int32(1))
+            winners = tuple(coordinate for _, coordinate in found[:-1])
+            return lax.cond(jnp.max(jnp.max(doubt, 0)) > 0, otherwise, lambda: winners)
+
+        start = tuple(four for _, four in in_front), (nothing,) * (self.k + 1)
+        _, found = lax.fori_loop(0, self.k, turn, start)
+        more = functools.partial(drawn_again, found, close_four)
+        return or_else(close, found, lambda: or_else(other, more(), exactly)), product
+
+    def _proved(self, found: Sequence[Pair], other: jax.Array) -> jax.Array:
+        """Whether the first k found have won, if the bounds of all others are at most `other`."""
         last, per_sigma, lead = (self.limits_ref[i, 0] for i in range(3))
         value = -_LOG2_E * jnp.exp((last - found[-2][0]) * per_sigma)
         proved = other < value * (1 + lead)
         for (y, _), (following, _) in itertools.pairwise(found):
             proved &= (following < y) | (y != 0)  # some orders know -0 and +0
-        doubt = jnp.where(proved, np.int32(0), np.int32(1))
-        winners = tuple(coordinate for _, coordinate in found[:-1])
-        return lax.cond(jnp.max(jnp.max(doubt, 0)) > 0, exactly, lambda: winners), product
+        return proved
 
     def _run(self, row, tangent_ref) -> tuple:
         """The k + 2 largest fours, each (its largest -E w / log 2, which four), and the product."""

@@ -16,12 +16,35 @@ from perturbk.kernels.draws import Draws
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Neighbours in a column in memory, to be indexed as if they were a ref [size, 1].
+
+    Attributes:
+        ref: to the column, which holds several parts.
+        first: where this one begins.
+        size: how many.
+    """
+
+    ref: object
+    first: int
+    size: int
+
+    def __getitem__(self, at: tuple[object, object]) -> jax.Array:
+        rows, column = at
+        if isinstance(rows, pl.Slice):
+            rows = pl.ds(rows.start + self.first, rows.size, rows.stride)
+        else:
+            rows = rows + self.first
+        return self.ref[rows, column]
+
+
+@dataclasses.dataclass(frozen=True)
 class Aid:
     """What a kernel needs to know of all rows beside x and sigma.
 
     Attributes:
-        columns: each [groups, shared, rows, k], of which a row's kernel sees a ref [k, 1].
-        of_refs: makes `Row.aid` of these refs.
+        columns: each [groups, shared, rows, k], of which a row's kernel sees a `Part` of k.
+        of_refs: makes `Row.aid` of these parts.
         tile: coordinates that are drawn together, `in_fours`, if the kernel draws by itself and
             does not leave it to the `Row`.
     """
@@ -80,8 +103,8 @@ def insert(kept: Sequence[Pair], new: Pair, *, by_index: bool = False) -> tuple[
 class Row:
     """One perturbed row in a kernel, or a piece of one, tile by tile, for one tile of samples."""
 
-    x_ref: object
-    sigma_ref: object  # of one value if it is the same for all coordinates
+    x_ref: Part
+    sigma_ref: Part  # of one value if it is the same for all coordinates
     draws: Draws  # its words are [1, lanes]
     d: int  # of the whole row
     length: int  # of the piece
@@ -126,7 +149,7 @@ class Row:
         return self.x_ref[at, :] + self._sigma((at, slice(None))) * self.draws(coordinate)
 
     def _sigma(self, at) -> jax.Array:
-        return self.sigma_ref[0, 0] if self.sigma_ref.shape[0] == 1 else self.sigma_ref[at]
+        return self.sigma_ref[0, 0] if self.sigma_ref.size == 1 else self.sigma_ref[at]
 
     def pieces(self, t, tangent_ref=None) -> tuple[list[Pair], jax.Array | float]:
         """The same in (values, coordinates), as the stream draws them; and <h_1(z), t> of the tile.

@@ -17,11 +17,10 @@ from jax import lax
 
 from perturbk import one_pass
 from perturbk.dice import is_zero
-from perturbk.kernels.ops import op_math
+from perturbk.kernels.ops import keeps_codes, op_math
 from perturbk.kernels.streams import Stream
 from perturbk.primitives import (
     codes_sum_p,
-    keeps_codes,
     log_density_p,
     op_sum_p,
     samples_p,

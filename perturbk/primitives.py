@@ -37,8 +37,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from perturbk import implementations
-from perturbk.kernels.ops import op_math
-from perturbk.kernels.tuning import TUNING
+from perturbk.kernels.ops import keeps_codes, op_math
 
 _FLOAT = np.dtype(np.float32)
 
@@ -156,13 +155,6 @@ ad.primitive_jvps[samples_p] = _samples_jvp
 
 
 # --- op_sum and op_dot: linear in their last operand ---------------------------------------------
-
-
-def keeps_codes(op: str, rows: int, d: int, num_samples: int) -> bool:
-    """Whether the codes are few enough to keep from the first use to the last."""
-    math = op_math(op)
-    per_row = int(np.prod(math.code_shape(d))) * np.dtype(math.code_dtype(d)).itemsize
-    return rows * num_samples * per_row <= TUNING.residual_bytes or not math.streamed
 
 
 def _op_sum_jvp(primals, tangents, **params):

@@ -151,7 +151,9 @@ def k_hot(x):
 def test_top_k_for_a_gpu():
     f, x = perturbk.make_perturbed_fun(k_hot, 300, 0.5), np.zeros((2, 77), np.float32)
     value, calls = kernels(f, x, "cuda")
-    assert (value, calls) == ({"top_k_5_sum", "top_k_indices_5_sum"}, {CALLS["cuda"]})
+    assert (value, calls) == ({"top_k_5_samples", "top_k_indices_5_sum"}, {CALLS["cuda"]})
+    many = perturbk.make_perturbed_fun(k_hot, 1_000_000, 0.5)  # more winners than are to be stored
+    assert kernels(many, x, "cuda")[0] == {"top_k_5_sum", "top_k_indices_5_sum"}
     cotangent, _ = kernels(reverse(f), x, "cuda")
     assert "score_sum" in cotangent
 
