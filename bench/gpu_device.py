@@ -34,6 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench"), str(ROOT / "tests")]
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import gpu_checks  # noqa: E402
+import gpu_clocks  # noqa: E402
 import gpu_pool  # noqa: E402
 import gpu_report  # noqa: E402
 import gpu_times  # noqa: E402
@@ -47,7 +48,8 @@ RECORD = ROOT / "bench" / "results" / "gpu_device.json"
 # Rankings are checked and timed at lengths of their own.
 _CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 100)
 _REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
-_TIMED, _TIMED_RANKED = Size(256, 1000, 1000), (16, 64, 128, 1024)  # as in gpu_instructions.py
+# Rows and numbers of ranks as in gpu_instructions.py, a billion variates each: milliseconds.
+_TIMED, _TIMED_RANKED = Size(256, 1000, 4096), (16, 64, 128, 1024)
 _AGAINST_OPTAX = (
     *(Size(*size) for size in ((1, 5, 100), (1, 1000, 1000), (1, 100_000, 200))),
     *(Size(*size) for size in ((16, 100, 1000), (64, 1000, 200), (16, 10_000, 200))),
@@ -167,20 +169,22 @@ def main(arguments: list[str] | None = None) -> int:
     random.Random(0).shuffle(wanted)  # so that what takes long is spread over the processes
     jobs = [(what, names, platform, seconds) for what in wanted]
     faults, rows = [], {}
-    for i, found, fault in gpu_pool.results(_prepare, jobs, options.workers, options.seconds):
-        what = wanted[i]
-        new = [f"{what}: {fault}"] if fault else found if isinstance(what, gpu_checks.Check) else []
-        faults += new
-        print("\n".join(f"WRONG {line}" for line in new), end="\n" * bool(new), flush=True)
-        if not fault and not isinstance(what, gpu_checks.Check):
-            rows[what] = found
-            print("\n".join(map(json.dumps, found)), flush=True)
+    with gpu_clocks.Clocks() as clocks:
+        for i, found, fault in gpu_pool.results(_prepare, jobs, options.workers, options.seconds):
+            what = wanted[i]
+            is_check = isinstance(what, gpu_checks.Check)
+            new = [f"{what}: {fault}"] if fault else found if is_check else []
+            faults += new
+            print("\n".join(f"WRONG {line}" for line in new), end="\n" * bool(new), flush=True)
+            if not fault and not is_check:
+                rows[what] = found
+                print("\n".join(map(json.dumps, found)), flush=True)
+        if not rehearsal:
+            about |= clocks.found()
     print(f"{len(jobs)} jobs, {len(faults)} faults", flush=True)
     if options.checks_only:
         return 1 if faults else 0
 
-    if not rehearsal:  # clocks under load
-        about["clocks after the kernels"] = nvidia_smi().get("clocks.sm", "unknown")
     record = {
         "machine": about,
         "kernels": _rows(rows, gpu_times.Counted, "kernel"),

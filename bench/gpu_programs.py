@@ -118,10 +118,12 @@ def _runs(name: str, platform: str) -> bool:
 
 
 def programs(only: str, size: Size, ranked: Sequence[int]) -> list[Program]:
-    """All, or those of one op; rankings of rows of these lengths."""
+    """All, or those of one op; rankings of rows of these lengths, as many variates."""
     others = [op for op in OPS if op not in IN_ORDER] + [sized(name, _K) for name in SIZED_OPS]
     sizes = {op: [size] for op in others}
-    sizes |= {op: [dataclasses.replace(size, d=d) for d in ranked] for op in IN_ORDER}
+    rows = {d: max(1, size.batch * size.d // d) for d in ranked}
+    in_order = [dataclasses.replace(size, batch=batch, d=d) for d, batch in rows.items()]
+    sizes |= dict.fromkeys(IN_ORDER, in_order)
     found = []
     for rng, noise in itertools.product(ANYWHERE, NOISES):
         for op in (op for op in sizes if only in ("", op)):

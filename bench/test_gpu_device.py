@@ -1,9 +1,11 @@
 """The script for a GPU, rehearsed on a CPU."""
 
 import json
+import time
 import types
 
 import gpu_checks
+import gpu_clocks
 import gpu_device
 import gpu_programs
 import gpu_report
@@ -35,6 +37,25 @@ def test_ceilings_follow_the_device(monkeypatch):
     monkeypatch.setattr(gpu_device.jax, "devices", lambda: [device])
     assert gpu_device.of_ceiling({"clocks.max.sm": "990 MHz"}) == pytest.approx(1 / 4)
     assert gpu_device.of_ceiling({}) == 1
+
+
+def test_clocks_are_those_at_work(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    lines = r"0, 345, 70.1\n99, 1410, 690.5\n80, 1500, 500.0\n"
+    tool.write_text(f"#!/bin/sh\nprintf '{lines}'\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with gpu_clocks.Clocks() as clocks:
+        for _ in range(200):
+            found = clocks.found()
+            if found != {"clock at work": "unknown"}:
+                break
+            time.sleep(0.05)
+    assert found["clock at work"] == "1455 MHz (least 1410)"
+    assert found["power at work"] == "595 W (most 690)"
+    monkeypatch.setenv("PATH", "")
+    with gpu_clocks.Clocks() as clocks:
+        assert clocks.found() == {"clock at work": "unknown"}
 
 
 def test_the_table_of_the_readme():

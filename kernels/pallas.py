@@ -144,7 +144,8 @@ def _sorting() -> dict[str, Callable]:
     )
 
 
-def _ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
+def ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
+    """One result of NVIDIA's assembly for each element; its arguments broadcast."""
     from jax.experimental.pallas import triton as plgpu
 
     shape = jnp.broadcast_shapes(*map(jnp.shape, args))
@@ -161,7 +162,7 @@ def _ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
 def _opaque(a: jax.Array) -> jax.Array:
     """The compiler would otherwise regroup the sums of the first rounds of Threefry with those that
     made the counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90)."""
-    moved = _ptx("mov.b32 $0, $1;", "=r,r", jnp.int32, a)
+    moved = ptx("mov.b32 $0, $1;", "=r,r", jnp.int32, a)
     return moved.astype(jnp.uint32)  # the lowering has no unsigned results
 
 
@@ -169,7 +170,7 @@ def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
     """The lowering has no `lax.mulhi`. The assembler merges two of the same wide multiplication."""
     wide = "{{ .reg .b64 w; .reg .b32 other; mul.wide.u32 w, $1, $2; mov.b64 {{{}}}, w; }}"
     halves = (wide.format("other, $0"), wide.format("$0, other"))
-    high, low = (_ptx(half, "=r,r,r", jnp.int32, a, b).astype(jnp.uint32) for half in halves)
+    high, low = (ptx(half, "=r,r,r", jnp.int32, a, b).astype(jnp.uint32) for half in halves)
     return high, low
 
 
@@ -189,7 +190,7 @@ def _product_of_halves(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array
 
 
 def _log2(a: jax.Array) -> jax.Array:
-    return _ptx("lg2.approx.ftz.f32 $0, $1;", "=f,f", jnp.float32, a)
+    return ptx("lg2.approx.ftz.f32 $0, $1;", "=f,f", jnp.float32, a)
 
 
 def _log(a: jax.Array) -> jax.Array:
@@ -199,7 +200,7 @@ def _log(a: jax.Array) -> jax.Array:
 
 def _fma(a, b, c) -> jax.Array:
     """The lowering does not contract a product and a sum."""
-    return _ptx("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", jnp.float32, a, b, c)
+    return ptx("fma.rn.f32 $0, $1, $2, $3;", "=f,f,f,f", jnp.float32, a, b, c)
 
 
 def power_of_two(n: int) -> int:

@@ -6,6 +6,7 @@ installs; .ci/run does. Runs in processes of their own, because XLA reads its fl
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import subprocess
 import sys
@@ -118,6 +119,21 @@ for shape in ((256, 100, 1000), (4096, 1000, 1000)):
     for line in lines:
         op, ours, theirs = line.split()
         assert int(theirs) >= 50 * int(ours), (op, ours, theirs)
+
+
+def test_probes_are_what_they_say():
+    """Those of the units' rates: each step takes its own instructions, and no others."""
+    script = """
+import gpu_rates
+print(gpu_rates.count(kept))
+"""
+    found = ast.literal_eval(_run(script))
+    logic = found["half a round of Philox"].pop("LOP3.LUT")
+    assert found["half a round of Philox"] == {"IMAD.WIDE.U32": 1} and 2 <= logic < 2.3
+    assert found["shift"] == {"SHF.L.W.U32.HI": 2} and found["product"] == {"IMAD": 2}
+    assert found["float"] == {"FFMA": 1} and found["logarithm"] == {"MUFU.LG2": 1}
+    assert found["wide product"]["IMAD.WIDE.U32"] == 1
+    assert found["the same by a wide product"]["IMAD.WIDE.U32"] == 1
 
 
 def test_instructions_are_as_recorded():
