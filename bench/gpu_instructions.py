@@ -153,16 +153,10 @@ _SORTED = [dict(variates=d, turns=-(-d // 16), d=d) for d in (16, 64)]
 _IN_TILES = functools.partial(Kernel, noise="gumbel", op="ranking")
 KERNELS = [
     *(
-        Kernel(primitive, noise, op, variates, rng=rng)
+        Kernel(primitive, noise, variates=variates, rng=rng)
         for rng, variates in (("jax", 8), ("philox", 32))
-        for primitive, op, noise in (
-            ("samples", "argmax", "normal"),
-            ("samples_and_dot", "argmax", "normal"),
-            ("score_dot", "", "gumbel"),
-            ("score_dot", "", "normal"),
-            ("score_sum", "", "gumbel"),
-            ("score_sum", "", "normal"),
-        )
+        for primitive in ("score_dot", "score_sum")
+        for noise in ("gumbel", "normal")
     ),
     *(
         _OF_JACOBIAN(primitive, variates=variates, rng=rng)
@@ -172,9 +166,14 @@ KERNELS = [
     # Behind the loop of a race are those in which the winners' fours are drawn again, and, where it
     # proves nothing, all is compared exactly.
     *(
-        Kernel(primitive, "gumbel", op, variates, rng=rng, race=True)
+        Kernel(primitive, noise, op, variates, rng=rng, race=True)
         for rng in ("jax", "philox")
-        for op, variates in (("argmax", 8), ("top_k_5", 8), ("top_k_32", 4))
+        for noise, op, variates in (
+            ("gumbel", "argmax", 8),
+            ("normal", "argmax", 8),
+            ("gumbel", "top_k_5", 8),
+            ("gumbel", "top_k_32", 4),
+        )
         for primitive in ("samples", "samples_and_dot")
     ),
     *(

@@ -12,6 +12,8 @@ from jax import lax
 
 from perturbk.kernels import bitonic
 
+ANGLE = np.float32(2 * np.pi / 2**32)  # of one uint32 step of a turn, in radians
+
 
 def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
     return lax.mulhi(a, jnp.full_like(a, b)), a * b
@@ -25,6 +27,11 @@ def _ascending_rows(tiles: Sequence[jax.Array], across: int) -> Sequence[jax.Arr
     in_order = lax.sort(jnp.concatenate(tiles), dimension=0)
     places = bitonic.places(len(tiles), tiles[0].shape[0], across)
     return [in_order[place[:, 0]] for place in places]
+
+
+def _cos_sin(turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a = lax.bitcast_convert_type(turn, jnp.int32).astype(jnp.float32) * ANGLE
+    return jnp.cos(a), jnp.sin(a)
 
 
 def rotate(a: jax.Array, places: int) -> jax.Array:
@@ -43,6 +50,10 @@ class Machine:
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
         log2: the binary one, likewise.
+        sqrt: square root of float32 values of at least zero, with a relative error of 2^-22; not
+            for such noise either.
+        cos_sin: uint32 turns, of which 2^32 are one -> cosine and sine, with an error of 2^-20; not
+            for any noise that must be the same everywhere.
         fma: (a, b, c) -> a b + c, in one instruction where there is one.
         ascending: integer arrays of one shape -> the same values, elementwise in order.
         ascending_rows: (tiles, across) -> the same values, in order along `bitonic.places`.
@@ -54,6 +65,8 @@ class Machine:
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log
     log2: Callable[[jax.Array], jax.Array] = jnp.log2
+    sqrt: Callable[[jax.Array], jax.Array] = jnp.sqrt
+    cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
     ascending_rows: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _ascending_rows

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import pallas as pl
 
 from perturbk.kernels import bitonic, network
-from perturbk.kernels.machine import PLAIN, Machine, rotate
+from perturbk.kernels.machine import ANGLE, PLAIN, Machine, rotate
 from perturbk.kernels.tuning import TUNING
 
 
@@ -128,7 +128,8 @@ def machine(platform: str) -> Machine:
     """What a platform's kernels do in their own way; only a GPU's do."""
     if platform == "cuda":
         rotates = rotate, _rotate_by_product
-        return Machine(_opaque, _product, rotates, _log, _log2, _fma, **_sorting())
+        quick = dict(log=_log, log2=_log2, sqrt=_sqrt, cos_sin=_cos_sin, fma=_fma)
+        return Machine(_opaque, _product, rotates, **quick, **_sorting())
     if platform == "rocm":
         return Machine(product=_product_of_halves, **_sorting())
     return PLAIN
@@ -196,6 +197,18 @@ def _log2(a: jax.Array) -> jax.Array:
 def _log(a: jax.Array) -> jax.Array:
     """By the hardware's binary logarithm: two instructions, where `log` takes eighteen."""
     return _log2(a) * np.float32(np.log(2))
+
+
+def _sqrt(a: jax.Array) -> jax.Array:
+    return ptx("sqrt.approx.ftz.f32 $0, $1;", "=f,f", jnp.float32, a)
+
+
+def _cos_sin(turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    a = turn.astype(jnp.int32).astype(jnp.float32) * ANGLE
+    cos, sin = (
+        ptx(f"{name}.approx.ftz.f32 $0, $1;", "=f,f", jnp.float32, a) for name in ("cos", "sin")
+    )
+    return cos, sin
 
 
 def _fma(a, b, c) -> jax.Array:

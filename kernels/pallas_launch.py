@@ -5,6 +5,7 @@ Operands are those of `xla.py`. A *plane* is one (group, shared vector, row), or
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -78,7 +79,10 @@ class Launch:
         parts = [self.drawn(fill_to(x, self.tile, -np.inf)), sigma]
         if sigma.shape[3] > 1:
             parts[1] = self.drawn(fill_to(parts[1], self.tile, 1))
-        self.aid = self.kernel.aid(stream.math(noise, machine(platform)), x, sigma, times)
+        of_noise = stream.math(noise, machine(platform))
+        if not self.fours and of_noise.together > 1:  # words are drawn one by one
+            of_noise = dataclasses.replace(of_noise, near=None)
+        self.aid = self.kernel.aid(of_noise, x, sigma, times)
         if self.aid:
             # What the loop of the kernel reads comes first: its addresses need no sum.
             parts = [*self.aid.columns, *parts] if self.aid.tile else [*parts, *self.aid.columns]

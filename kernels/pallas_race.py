@@ -1,16 +1,18 @@
-"""The k largest under Gumbel noise as a race: one quick logarithm for each variate, and its proof.
+"""The k largest as a race: quick arithmetic for each variate, and a proof of who has won.
 
-With E = exp(-z), the order of x + sigma z is that of E w, w = exp((x_k - x)/sigma), the smallest
-first; x_k is the k-th largest x. The race is run with lower bounds of E. When it is over, the k
-fours of coordinates in front are drawn again and compared exactly; if the k-th best of them stays
-below the bounds of all others, by more than the rounding of either order, they have won. If not,
-one four more is drawn, for a close second is in doubt: of 128 samples with a thousand coordinates
-one in 6% of the tiles. If that does not settle it, this tile of samples is compared exactly. So the
-winners are those of `pallas_argmax` and `pallas_topk`, always.
+The race is run with values that are nearly, or bounds of, those that are to be compared. When it is
+over, the k fours of coordinates in front are drawn again and compared exactly; if the k-th best of
+them is ahead of the values of all others by more than the errors of either order, they have won. If
+not, one four more is drawn, for a close second is in doubt: of 128 samples with a thousand
+coordinates one in 6% of the tiles (Gumbel). If that does not settle it, this tile of samples is
+compared exactly. So the winners are those of `pallas_argmax` and `pallas_topk`, always.
 
-A bound: let u = exp(-E). The stream gives a number from u + 2^-22 to u + 2^-21 (`NoiseMath.above`).
-Its quick binary logarithm errs by 2^-22, absolutely above one half and relatively below, and is
-still above log2(u): there a step of 2^-22 changes it by more, since -v log(v) < 1 for all v.
+Normal variates race as x + sigma z, with a z that is near (`NoiseMath.near`). Gumbel variates z
+take two logarithms, and the race one: with E = exp(-z), the order of x + sigma z is that of E w,
+w = exp((x_k - x)/sigma), the smallest first; x_k is the k-th largest x. Its values are bounds of E:
+let u = exp(-E). The stream gives a number from u + 2^-22 to u + 2^-21 (`NoiseMath.above`). Its
+quick binary logarithm errs by 2^-22, absolutely above one half and relatively below, and is still
+above log2(u): there a step of 2^-22 changes it by more, since -v log(v) < 1 for all v.
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.noise import NoiseMath
-from perturbk.kernels.pallas_rows import Aid, Pair, column_at, fill_to, in_fours, insert
+from perturbk.kernels.draws import Draws
+from perturbk.kernels.machine import Machine
+from perturbk.kernels.noise import NEAR, NoiseMath
+from perturbk.kernels.pallas_rows import Aid, Pair, Part, column_at, fill_to, in_fours, insert
+from perturbk.kernels.streams import Drawn
 from perturbk.kernels.tuning import TUNING
 
 _LOG2_E = np.float32(np.log2(np.e))
@@ -35,44 +40,112 @@ _LOG2_E = np.float32(np.log2(np.e))
 _BEHIND, _NO_CHANCE = np.float32(28), np.float32(2.0**100)
 # Relative rounding of E w in either order, if |x_k| < sigma: z to 2^-18, exponents to 2^-18.
 _ROUNDING = np.float32(2.0**-15)
+# Of x + sigma z in either order: relative to sigma beside the error of z, which is below 7, and
+# relative to the sum.
+_MARGIN, _OF_SUM = np.float32(2 * NEAR), np.float32(2.0**-21)
+
+Limits = Sequence[jax.Array]  # what holds for all of a row
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What is compared in a race of one kind of noise.
+
+    Attributes:
+        operands: (x [..., d], sigma [..., 1], k) -> (weights [..., d], limits, each [..., 1]).
+        no_chance: the weight of who has none.
+        marks: (draws, words of four variates) -> what the race takes of them.
+        values: (marks, weights, limits, machine) -> values, of which the largest is in front.
+        bound: (y, limits) -> what the values of all others must be below, if the k-th winner has y;
+            NaN or -inf, below which none is, for rows that are not raced: with NaN, infinity or no
+            positive sigma.
+    """
+
+    operands: Callable[..., tuple[jax.Array, Limits]]
+    no_chance: np.float32
+    marks: Callable[[Draws, Drawn], Drawn]
+    values: Callable[[Drawn, Sequence[jax.Array], Limits, Machine], Sequence[jax.Array]]
+    bound: Callable[[jax.Array, Limits], jax.Array]
+
+
+def _limit(limit: jax.Array, x: jax.Array, last: jax.Array, sigma: jax.Array) -> jax.Array:
+    """The limit, or infinity where a row cannot be raced."""
+    settled = jnp.isfinite(jnp.max(x, -1, keepdims=True)) & jnp.isfinite(last) & (sigma > 0)
+    return jnp.where(settled, limit, np.float32(np.inf))
+
+
+def _last(x: jax.Array, k: int) -> jax.Array:
+    """The k-th largest, [..., 1]."""
+    return jnp.max(x, -1, keepdims=True) if k == 1 else lax.top_k(x, k)[0][..., -1:]
+
+
+def _of_exponentials(x: jax.Array, sigma: jax.Array, k: int) -> tuple[jax.Array, Limits]:
+    """w, and x_k, 1/sigma and the least relative lead of the winners."""
+    last = _last(x, k)
+    behind = (last - x) / sigma
+    weights = jnp.where(behind < _BEHIND, jnp.exp(behind), _NO_CHANCE)
+    lead = _limit(_ROUNDING + np.float32(2.0**-22) * jnp.abs(last / sigma), x, last, sigma)
+    return weights, (last, 1 / sigma, lead)
+
+
+def _exponential_bound(y: jax.Array, limits: Limits) -> jax.Array:
+    last, per_sigma, lead = limits
+    return -_LOG2_E * jnp.exp((last - y) * per_sigma) * (1 + lead)
+
+
+def _of_variates(x: jax.Array, sigma: jax.Array, k: int) -> tuple[jax.Array, Limits]:
+    """x, and sigma and the least lead of the winners, but for what is relative to it."""
+    return x, (sigma, _limit(_MARGIN * sigma, x, _last(x, k), sigma))
+
+
+# -E w / log 2, from below; and x + sigma z, nearly.
+_EXPONENTIALS = Rules(
+    _of_exponentials,
+    _NO_CHANCE,
+    lambda draws, words: tuple(draws.machine.log2(draws.math.above(bits)) for bits in words),
+    lambda marks, weights, limits, machine: [w * a for w, a in zip(weights, marks, strict=True)],
+    _exponential_bound,
+)
+_VARIATES = Rules(
+    _of_variates,
+    np.float32(-np.inf),
+    lambda draws, words: draws.math.near(words, draws.machine),
+    lambda marks, weights, limits, machine: [
+        machine.fma(limits[0], z, x) for x, z in zip(weights, marks, strict=True)
+    ],
+    lambda y, limits: y - (limits[1] + _OF_SUM * jnp.abs(y)),
+)
 
 
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> Aid | None:
     """What a `Race` needs, or None for rows that are not raced. All must be on one scale."""
+    rules = _EXPONENTIALS if math.above else _VARIATES if math.near else None
     fours = 4 * (k + 2)  # that are in front
     d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
-    if math.above is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
+    if rules is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
     tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most else 1)
-    weights, limits = _operands(x, sigma, k)
-    columns = in_fours(fill_to(weights, tile, _NO_CHANCE), tile), limits
-    return Aid(columns, lambda *refs: Race(*refs, tile, k), tile)
-
-
-def _operands(x: jax.Array, sigma: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Weights w [..., d] and limits [..., 4] of rows x [..., d], sigma [..., 1].
-
-    The limits are x_k, 1/sigma and the least relative lead of the winners; it is NaN or infinite,
-    which no lead satisfies, for rows that are not raced: with NaN, infinity or no positive sigma.
-    """
-    last = jnp.max(x, -1, keepdims=True) if k == 1 else lax.top_k(x, k)[0][..., -1:]
-    behind = (last - x) / sigma
-    weights = jnp.where(behind < _BEHIND, jnp.exp(behind), _NO_CHANCE)
-    lead = _ROUNDING + np.float32(2.0**-22) * jnp.abs(last / sigma)
-    settled = jnp.isfinite(jnp.max(x, -1, keepdims=True)) & jnp.isfinite(last) & (sigma > 0)
-    lead = jnp.where(settled, lead, np.float32(np.inf))
-    limits = jnp.broadcast_arrays(last, 1 / sigma, lead, jnp.zeros_like(lead))
-    return weights, jnp.concatenate(limits, -1)
+    weights, limits = rules.operands(x, sigma, k)
+    columns = (
+        in_fours(fill_to(weights, tile, rules.no_chance), tile),
+        jnp.concatenate(jnp.broadcast_arrays(*limits), -1),
+    )
+    return Aid(columns, lambda *parts: Race(*parts, rules, tile, k), tile)
 
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """One row's race for k places: refs to weights [width, 1], `in_fours`, and limits [4, 1]."""
+    """One row's race for k places: its weights, `in_fours`, and its limits, of a column."""
 
-    weights_ref: object
-    limits_ref: object
+    weights_ref: Part
+    limits_ref: Part
+    rules: Rules
     tile: int
     k: int
+
+    @property
+    def limits(self) -> Limits:
+        return [self.limits_ref[i, 0] for i in range(self.limits_ref.size)]
 
     def winners(
         self, row, exactly: Callable[[], tuple[jax.Array, ...]], tangent_ref=None
@@ -111,30 +184,27 @@ class Race:
         return or_else(close, found, lambda: or_else(other, more(), exactly)), product
 
     def _proved(self, found: Sequence[Pair], other: jax.Array) -> jax.Array:
-        """Whether the first k found have won, if the bounds of all others are at most `other`."""
-        last, per_sigma, lead = (self.limits_ref[i, 0] for i in range(3))
-        value = -_LOG2_E * jnp.exp((last - found[-2][0]) * per_sigma)
-        proved = other < value * (1 + lead)
+        """Whether the first k found have won, if the values of all others are at most `other`."""
+        proved = other < self.rules.bound(found[-2][0], self.limits)
         for (y, _), (following, _) in itertools.pairwise(found):
             proved &= (following < y) | (y != 0)  # some orders know -0 and +0
         return proved
 
     def _run(self, row, tangent_ref) -> tuple:
-        """The k + 2 largest fours, each (its largest -E w / log 2, which four), and the product."""
-        piece = self.tile // 4
+        """The k + 2 fours in front, each (its largest value, which four), and the product."""
+        piece, limits = self.tile // 4, self.limits
 
         def step(t, carry):
             *best, product = carry
             four = row.cells(t, piece, 4)
-            values = []
-            for i, bits in enumerate(row.draws.bits_four(four)):
-                at = column_at(t * self.tile + i * piece, piece)
-                above = row.draws.machine.log2(row.draws.math.above(bits))
-                values.append(self.weights_ref[at] * above)
-                if tangent_ref is not None:
-                    moment = row.draws.quick_moment(bits, 1)
+            bits = row.draws.bits_four(four)
+            places = [column_at(t * self.tile + i * piece, piece) for i in range(4)]
+            weights = [self.weights_ref[at] for at in places]
+            marks = self.rules.marks(row.draws, bits)
+            a, b, c, d = self.rules.values(marks, weights, limits, row.draws.machine)
+            if tangent_ref is not None:
+                for at, moment in zip(places, row.draws.quick_moments(bits, 1), strict=True):
                     product = row.draws.machine.fma(tangent_ref[at], moment, product)
-            a, b, c, d = values
             best = insert(best, (jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)), four))
             return *best, product
 

@@ -55,9 +55,11 @@ class _Cells:
         if self.rows > 1:
             row, place = lax.div(at, np.int32(self.per_row)), lax.rem(at, np.int32(self.per_row))
         draws = Draws(self.stream, self.noise, words, row, self.length, 1, machine(self.platform))
-        if power == 0 and draws.math.quick_moment is not None:
-            bits = draws.bits_four(place) if self.cell == 4 else [draws.bits(place)]
-            return [draws.quick_moment(b, order) for b in bits]
+        if power == 0:
+            bits = draws.bits_four(place) if self.cell == 4 else (draws.bits(place),)
+            moments = draws.quick_moments(bits, order)
+            if moments is not None:
+                return list(moments)
         drawn = draws.drawn_four(place) if self.cell == 4 else [draws.drawn(place)]
         return [draws.math.moment(a, order, power) for a in drawn]
 

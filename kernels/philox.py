@@ -7,17 +7,20 @@ than `jax.random`, with the whole 32 bits of a word in the tail.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.machine import PLAIN, Machine
+from perturbk.kernels.machine import ANGLE, PLAIN, Machine
 from perturbk.kernels.noise import (
     ABOVE,
     NoiseMath,
     from_one_to_two,
     gumbel_moment,
+    near_normal_moments,
     normal_moment,
     quick_gumbel_moment,
 )
@@ -61,10 +64,14 @@ def exponential(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
     return jnp.where(v < np.float32(1 / 32), v * series, -machine.log(1 - jnp.minimum(v, _MOST)))
 
 
-def _quick_moment(bits: jax.Array, order: int, machine: Machine) -> jax.Array:
+def _quick_moments(words: Sequence[jax.Array], order: int, machine: Machine) -> tuple:
     # 1 - v, as `exponential` rounds it where it is small.
-    u = machine.fma(bits.astype(jnp.float32), np.float32(-(2.0**-32)), np.float32(1))
-    return quick_gumbel_moment(jnp.maximum(u, np.float32(1) - _MOST), order, machine)
+    us = (
+        machine.fma(bits.astype(jnp.float32), np.float32(-(2.0**-32)), np.float32(1))
+        for bits in words
+    )
+    least = np.float32(1) - _MOST
+    return tuple(quick_gumbel_moment(jnp.maximum(u, least), order, machine) for u in us)
 
 
 def _above(bits: jax.Array) -> jax.Array:
@@ -81,12 +88,12 @@ def radius(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
     return jnp.sqrt(jnp.maximum(np.float32(-2) * log, np.float32(0)))  # at one, log may round up
 
 
-def cos_of_turns(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
-    """cos(2 pi bits / 2^32), to float32 rounding, the same on every platform."""
+def cos_sin_of_turns(bits: jax.Array, machine: Machine = PLAIN) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of 2 pi bits / 2^32, to float32 rounding, the same on every platform."""
     fma = machine.fma
     quadrant = (bits + (_QUARTER >> np.uint32(1))) >> np.uint32(30)
     rest = lax.bitcast_convert_type(bits - (quadrant << np.uint32(30)), jnp.int32)
-    a = rest.astype(jnp.float32) * np.float32(2 * np.pi / 2**32)  # within pi/4 of zero
+    a = rest.astype(jnp.float32) * ANGLE  # within pi/4 of zero
     s = a * a
     # Minimax polynomials on that interval, from Cephes (sinf.c).
     sin = fma(s, np.float32(-1.9515295891e-4), np.float32(8.3321608736e-3))
@@ -94,15 +101,34 @@ def cos_of_turns(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
     cos = fma(s, np.float32(2.443315711809948e-5), np.float32(-1.388731625493765e-3))
     cos = fma(fma(cos, s, np.float32(4.166664568298827e-2)), s, np.float32(-0.5))
     cos = fma(cos, s, np.float32(1))
-    size = jnp.where((quadrant & np.uint32(1)) == 0, cos, sin)
-    negative = (quadrant == 1) | (quadrant == 2)
-    return jnp.where(negative, -size, size)
+    even = (quadrant & np.uint32(1)) == 0
+    return (
+        _signed(jnp.where(even, cos, sin), quadrant + np.uint32(1)),
+        _signed(jnp.where(even, sin, cos), quadrant),
+    )
+
+
+def _signed(a: jax.Array, quadrant: jax.Array) -> jax.Array:
+    """a, with its sign changed where bit 1 of the quadrant is set."""
+    sign = (quadrant << np.uint32(30)) & np.uint32(1 << 31)
+    return lax.bitcast_convert_type(lax.bitcast_convert_type(a, jnp.uint32) ^ sign, jnp.float32)
 
 
 def _two_normals(w0: jax.Array, w1: jax.Array, machine: Machine) -> tuple[jax.Array, jax.Array]:
     """Box and Muller 1958: a radius and an angle make two normal variates."""
     r = radius(w0, machine)
-    return r * cos_of_turns(w1, machine), r * cos_of_turns(w1 - _QUARTER, machine)
+    cos, sin = cos_sin_of_turns(w1, machine)
+    return r * cos, r * sin
+
+
+def _near_normals(words: Sequence[jax.Array], machine: Machine) -> tuple[jax.Array, ...]:
+    """The same by quick functions."""
+    found = []
+    for w0, w1 in zip(words[::2], words[1::2], strict=True):
+        square = np.float32(-2 * np.log(2)) * machine.log2(_unit(w0, machine))
+        r = machine.sqrt(jnp.maximum(square, np.float32(0)))
+        found += [r * part for part in machine.cos_sin(w1)]
+    return tuple(found)
 
 
 def at(words: Words, place: jax.Array) -> jax.Array:
@@ -125,7 +151,7 @@ class _Gumbel:
             lambda e: -machine.log(e),
             gumbel_moment,
             above=_above,
-            quick_moment=_quick_moment,
+            quick_moments=_quick_moments,
         )
 
 
@@ -139,13 +165,22 @@ class _Normal:
     def one(self, words: Words, place: jax.Array, machine: Machine = PLAIN) -> jax.Array:
         w0, w1, w2, w3 = words
         first = place < 2
-        turn = jnp.where(first, w1, w3) - ((place & np.uint32(1)) << np.uint32(30))
         r = radius(jnp.where(first, w0, w2), machine)
-        return r * cos_of_turns(turn, machine)
+        cos, sin = cos_sin_of_turns(jnp.where(first, w1, w3), machine)
+        return r * jnp.where((place & np.uint32(1)) == 0, cos, sin)
 
     def math(self, machine: Machine = PLAIN) -> NoiseMath:
         del machine
-        return NoiseMath(lambda z: z, normal_moment, highest_order=2)
+        return NoiseMath(
+            lambda z: z,
+            normal_moment,
+            highest_order=2,
+            near=_near_normals,
+            quick_moments=lambda words, m, machine: near_normal_moments(
+                _near_normals(words, machine), m
+            ),
+            together=4,
+        )
 
 
 # What is drawn from the four words at a counter, all of it or at one place (0 to 3), and the noise.

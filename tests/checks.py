@@ -47,7 +47,18 @@ def _crooked_log2(a: jax.Array) -> jax.Array:
     return log + jnp.where(up, 1.0, -1.0) * 2.0**-22 * jnp.maximum(1, jnp.abs(log))
 
 
-CROOKED = dataclasses.replace(PLAIN, log2=_crooked_log2)
+def _crooked_cos_sin(turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    up = jnp.where(turn * np.uint32(40503) >> 7 & 1 == 0, 2.0**-20, -(2.0**-20))
+    return tuple(a + up for a in PLAIN.cos_sin(turn))
+
+
+CROOKED = dataclasses.replace(
+    PLAIN,
+    log=lambda a: _crooked_log2(a) * np.float32(np.log(2)),
+    log2=_crooked_log2,
+    sqrt=lambda a: jnp.sqrt(a) * np.float32(1 + 2.0**-22),
+    cos_sin=_crooked_cos_sin,
+)
 
 
 def _pairs(actual, expected):

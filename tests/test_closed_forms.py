@@ -96,7 +96,7 @@ WRONG_SCORES = {
 def test_a_wrong_score_is_caught(op, noise, implementation, monkeypatch):
     math = NOISES[noise.lower()]
     moment = WRONG_SCORES[noise.lower()](math)
-    wrong = dataclasses.replace(math, moment=moment, quick_moment=None)
+    wrong = dataclasses.replace(math, moment=moment, quick_moments=None)
     monkeypatch.setitem(NOISES, noise.lower(), wrong)
     with fresh_caches():
         value, jacobian = z_scores(op, noise, implementation)

@@ -61,11 +61,12 @@ def test_radius_in_the_tail():
     assert 6.7 < found[0] < 6.8 and philox.radius(jnp.uint32(0xFFFFFFFF)) == 0
 
 
-def test_cosine():
+def test_cosine_and_sine():
     bits = np.random.default_rng(1).integers(0, 1 << 32, 10000)
     bits[:8] = np.arange(8) << 29
-    found = philox.cos_of_turns(jnp.asarray(bits, jnp.uint32))
-    np.testing.assert_allclose(found, np.cos(2 * np.pi * bits / 2.0**32), atol=2e-7)
+    cos, sin = philox.cos_sin_of_turns(jnp.asarray(bits, jnp.uint32))
+    np.testing.assert_allclose(cos, np.cos(2 * np.pi * bits / 2.0**32), atol=2e-7)
+    np.testing.assert_allclose(sin, np.sin(2 * np.pi * bits / 2.0**32), atol=2e-7)
 
 
 def test_rare_winners():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checks import CROOKED, normal, quick_jit, words_of
+from checks import CROOKED, normal, quick_jit, tuned, words_of
 from perturbk.kernels import noise, pallas_launch, pallas_ops, pallas_race, philox, xla
 from perturbk.kernels.machine import PLAIN
 from perturbk.kernels.streams import STREAMS
@@ -30,11 +30,11 @@ def undecided(monkeypatch):
     return lambda winners: winners == np.array(-1).astype(winners.dtype)
 
 
-def _races(d, num_samples, rng="jax", op="argmax"):
+def _races(d, num_samples, rng="jax", op="argmax", noise_="gumbel"):
     """(kernel, XLA), each from rows x [rows, d] and sigma to codes [rows, ..., num_samples]."""
     stream = STREAMS[rng](d)
     words = words_of(stream, jax.random.key(5), 1, num_samples)
-    params = dict(op=op, noise="gumbel", inner=1, stream=stream)
+    params = dict(op=op, noise=noise_, inner=1, stream=stream)
 
     def winners(samples, x, sigma):
         sigma = jnp.full((1, 1, 1, 1), sigma, jnp.float32)
@@ -67,6 +67,43 @@ def test_proved_winners_are_exact(op, d, sigma, spread, most, rng, undecided):
     assert open_.mean() < most
 
 
+@pytest.mark.parametrize("rng", ["jax", "philox"])
+@pytest.mark.parametrize(
+    ("op", "d", "sigma", "spread"),
+    [
+        ("argmax", 24, 1.0, 0.0),
+        ("argmax", 101, 0.01, 1.0),
+        ("argmax", 1000, 0.1, 3.0),
+        ("top_k_3", 101, 0.5, 1.0),
+        ("top_k_indices_8", 300, 1.0, 0.5),
+    ],
+)
+def test_proved_winners_of_normal_noise_are_exact(op, d, sigma, spread, rng, undecided):
+    """As the same machine, whose logarithms are crooked, makes it with no race."""
+    x = np.float32(spread) * normal(1, 2, d)
+    x[:, 1::7], x[:, 2::7] = -np.inf, -1e9
+    raced = np.asarray(_races(d, 4000, rng, op, "normal")[0](x, sigma))
+    with tuned(race_least=d + 1):
+        exact = np.asarray(_races(d, 4000, rng, op, "normal")[0](x, sigma))
+    open_ = undecided(raced)
+    np.testing.assert_array_equal(raced[~open_], exact[~open_])
+    assert open_.mean() < 1e-3
+
+
+def test_normal_variates_that_are_not_near_are_caught(undecided, monkeypatch):
+    normal_math = noise.NOISES["normal"]
+
+    def rough(words, machine):
+        pairs = zip(words, normal_math.near(words, machine), strict=True)
+        return tuple(z - (bits >> 9 & 1).astype(jnp.float32) / 64 for bits, z in pairs)
+
+    monkeypatch.setitem(noise.NOISES, "normal", dataclasses.replace(normal_math, near=rough))
+    races = _races(1000, 4000, noise_="normal")
+    raced, exact = (np.asarray(race(jnp.zeros((1, 1000)), 1)) for race in races)
+    decided = ~undecided(raced)
+    assert np.any(raced[decided] != exact[decided])
+
+
 def test_a_race_without_bounds_is_caught(undecided, monkeypatch):
     """Numbers that are below u prove what is false."""
 
@@ -81,21 +118,24 @@ def test_a_race_without_bounds_is_caught(undecided, monkeypatch):
     assert np.any(raced[decided] != exact[decided])
 
 
-def test_what_cannot_be_raced_is_compared(undecided):
-    race, _ = _races(64, 128)
+@pytest.mark.parametrize("noise_", ["gumbel", "normal"])
+def test_what_cannot_be_raced_is_compared(noise_, undecided):
+    race, _ = _races(64, 128, noise_=noise_)
     x = np.zeros((5, 64), np.float32)
     x[:3, 5], x[3] = [np.nan, np.inf, 1e30], -np.inf
     compared = np.all(undecided(race(x, 1e-30)), -1)
-    np.testing.assert_array_equal(compared, [True, True, True, True, False])
+    in_sigmas = noise_ == "gumbel"  # a scale on which 1e30 is infinite
+    np.testing.assert_array_equal(compared, [True, True, in_sigmas, True, False])
     for sigma in (0, -1, np.nan, np.inf):
         assert np.all(undecided(race(x, sigma))), sigma
 
 
-def test_in_doubt_all_are_compared():
+@pytest.mark.parametrize("noise_", ["gumbel", "normal"])
+def test_in_doubt_all_are_compared(noise_):
     """The same, with the comparison in place, at a sigma so small that nothing is proved."""
     x = normal(0, 3, 100)
-    x[1, 7] = np.nan
-    raced, exact = (race(x, 1e-9) for race in _races(100, 300))
+    x[1, 7], x[2] = np.nan, 1
+    raced, exact = (race(x, 1e-9) for race in _races(100, 300, noise_=noise_))
     np.testing.assert_array_equal(raced, exact)
 
 
@@ -109,7 +149,7 @@ def test_short_rows_and_scales_of_their_own_are_not_raced(k):
     assert raced(least)
     assert not raced(least - 1)
     assert not raced(64, scales=64)
-    assert not raced(64, noise_="normal")
+    assert raced(64, noise_="normal")
 
 
 @pytest.mark.parametrize("rng", ["jax", "philox"])
@@ -139,5 +179,34 @@ def test_quick_moments(rng, order):
     bits = jnp.asarray(np.concatenate([bits, [0, 1, 511, 512, 2**32 - 512, 2**32 - 1]]), jnp.uint32)
     math = STREAMS[rng](1).math("gumbel")
     drawn = bits if rng == "jax" else philox.exponential(bits)
-    moment, quick = math.moment(drawn, order, 0), math.quick_moment(bits, order, CROOKED)
+    moment, (quick,) = math.moment(drawn, order, 0), math.quick_moments((bits,), order, CROOKED)
     np.testing.assert_allclose(quick, moment, rtol=2.0**-21, atol=2.0**-21)
+
+
+def test_near_normals():
+    """For every one of the 2^23 uniforms."""
+    bits = jnp.arange(1 << 23, dtype=jnp.uint32) << 9
+    math = noise.NOISES["normal"]
+    near = quick_jit(lambda bits: math.near((bits,), CROOKED)[0])(bits)
+    errors = np.abs(near - quick_jit(math.variate)(bits))
+    assert np.max(errors) < noise.NEAR and np.mean(errors) < 2.0**-20
+    some = bits[:: 1 << 12]
+    for order in (1, 2):
+        (quick,) = math.quick_moments((some,), order, CROOKED)
+        np.testing.assert_allclose(quick, math.moment(some, order, 0), atol=noise.NEAR)
+
+
+def test_near_normals_of_pairs():
+    edges = [0, 1, 2**30, 2**31, 2**32 - 1]
+    pairs = np.random.default_rng(0).integers(0, 2**32, (2, 1 << 20), dtype=np.uint32)
+    pairs[:, :25] = np.stack(np.meshgrid(edges, edges)).reshape(2, -1)
+    math = STREAMS["philox"](4).math("normal")
+    words = (*jnp.asarray(pairs), *jnp.asarray(pairs[:, ::-1]))
+    near = quick_jit(lambda words: math.near(words, CROOKED))(words)
+    exact = quick_jit(lambda words: philox.NOISES["normal"].four(words, CROOKED))(words)
+    for a, b in zip(near, exact, strict=True):
+        assert np.max(np.abs(a - b)) < noise.NEAR
+    for order in (1, 2):
+        quick = math.quick_moments(words, order, CROOKED)
+        for a, b in zip(quick, exact, strict=True):
+            np.testing.assert_allclose(a, math.moment(b, order, 0), atol=noise.NEAR)

@@ -225,11 +225,12 @@ def _unclamped(noise):
         return np.float32(np.sqrt(2)) * lax.erf_inv(2 * unit - 1)
 
     if noise == "normal":
-        return dict(variate=normal, moment=lambda bits, order, power: normal(bits))
+        moments = dict(moment=lambda bits, order, power: normal(bits), quick_moments=None)
+        return dict(variate=normal, near=None, **moments)
     return dict(
         variate=lambda bits: -jnp.log(exponential(bits)),
         moment=lambda bits, order, power: 1 - exponential(bits),
-        quick_moment=None,
+        quick_moments=None,
     )
 
 
