@@ -109,15 +109,15 @@ def sorted_rows(sass: str, halvings: int) -> list[str]:
     return _within(code, first, last) + (halvings - 1) * _within(code, *inner)
 
 
-def one_row(sass: str, turns: int, *, of_one_tile: bool) -> list[str]:
+def one_row(sass: str, turns: int, *, looped: bool) -> list[str]:
     """Opcodes that a sample's row goes through in the loop over samples, the largest.
 
-    That is the whole code of a program of one tile of samples. The first inner loop draws the row,
-    if that takes several turns. If loops follow, what a branch skips together with them compares
-    all pairs, where the order of the words is in doubt.
+    Or in all of a program that has none. The first inner loop draws the row, if that takes several
+    turns. If loops follow, what a branch skips together with them sorts again, or compares all
+    pairs, where the order of the words is in doubt.
     """
     code, branches = parsed(sass)
-    first, last = (code[0][0], code[-1][0]) if of_one_tile else _largest(branches)
+    first, last = _largest(branches) if looped else (code[0][0], code[-1][0])
     inner = [loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last]
     drawing, rare = (inner[:1], inner[1:]) if turns > 1 else ([], inner)
     ops = collections.Counter(_within(code, first, last))

@@ -51,9 +51,10 @@ class Kernel:
         loops: loops that each variate goes through, one after the other.
         behind: loops behind these in the code, as large or larger, that few variates go through.
         race: whether the hot loop is the first of those without a loop inside.
-        turns: of the loop that draws a row, if one thread ranks all of it: the hot loop is that
-            over the samples, and draws a row of variates. 0 if not.
-        halvings: of the bisection in rows that many threads rank, if they do.
+        turns: of the loop that draws a row, if that is what is counted; 1 if there is none. 0 if a
+            row is not.
+        looped: whether it does so in a loop over samples.
+        halvings: of the bisection in rows that many threads rank by it.
         vectors: that see the same noise, as those of a Jacobian do.
         d: coordinates of a row.
     """
@@ -68,6 +69,7 @@ class Kernel:
     behind: int = 0
     race: bool = False
     turns: int = 0
+    looped: bool = True
     halvings: int = 0
     vectors: int = 1
     d: int = SHAPE[1]
@@ -177,7 +179,7 @@ KERNELS = [
         for primitive in ("samples", "samples_and_dot")
     ),
     *(
-        Kernel(primitive, "gumbel", op, rng=rng, **which)
+        Kernel(primitive, "gumbel", op, rng=rng, looped=primitive == "op_sum", **which)
         for rng in ("jax", "philox")
         for op, primitives in (("ranking", ("op_sum", "op_dot")), ("sort", ("op_sum",)))
         for which in _SORTED
@@ -189,14 +191,14 @@ KERNELS = [
         for variates, d in ((16, 128), (32, 1024))
     ),
     *(
-        _IN_TILES(primitive, rng=rng, variates=variates, halvings=d.bit_length() - 1, d=d)
+        _IN_TILES(primitive, rng=rng, variates=variates, d=d, **which)
         for rng in ("jax", "philox")
-        for primitive, variates, d in (
-            ("op_sum", 16, 128),
-            ("op_dot", 16, 128),
-            ("op_sum", 32, 1024),
+        for primitive, variates, d, which in (
+            ("op_sum", 16, 128, dict(turns=1)),
+            ("op_sum", 32, 1024, dict(halvings=10)),
         )
     ),
+    _IN_TILES("op_dot", variates=16, d=128, turns=1),
     *(
         _TRITON(primitive, noise, op, 8 if op else variates, rng=rng)
         for rng, variates in (("jax", 4), ("philox", 16))
@@ -219,7 +221,7 @@ def count(kernel: Kernel, kept: Path) -> dict[str, float]:
     registers, spilled = resources(path)
     sass = disassembled(path)
     if kernel.turns:
-        hot = one_row(sass, kernel.turns, of_one_tile=kernel.primitive != "op_sum")
+        hot = one_row(sass, kernel.turns, looped=kernel.looped)
     elif kernel.halvings:
         hot = sorted_rows(sass, kernel.halvings)
     elif kernel.race:

@@ -76,12 +76,11 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Ca
 
     def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
         bits = max(1, (row.d - 1).bit_length())
-        assert bits <= 6, "a word holds the levels of 64 coordinates"
+        assert bits <= 6, "a word holds all levels of 64 coordinates"
         below = np.int32((1 << bits) - 1)  # the bits of the coordinate
         ascending = row.draws.machine.ascending
-        words, product = _in_turn(
-            row, lambda y, at: (_level(row, y, at) << np.int32(bits)) + at, tangent_ref
-        )
+        word = functools.partial(level_word, row, bits=bits, descending=descending)
+        words, product = _in_turn(row, word, tangent_ref)
         words = ascending(words)
         places = reversed(range(row.d)) if descending else range(row.d)
         by_coordinate = [
@@ -93,13 +92,22 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Ca
         found = lax.cond(in_doubt, lambda: _counted(row, sort_key), lambda: sorted_ranks)
         return found, product
 
-    def _level(row, y: jax.Array, coordinate: jax.Array) -> jax.Array:
-        zero, scale = row.aid[0, 0], row.aid[1, 0]
-        level = lax.bitcast_convert_type((y - zero) * scale, jnp.int32)
-        order = np.int32(row.d - 1) - coordinate if descending else coordinate
-        return jnp.maximum(level, _SUNK + order) - _MIDDLE
-
     return of_row
+
+
+def level_word(
+    row, y: jax.Array, coordinate: jax.Array, *, bits: int, descending: bool
+) -> jax.Array:
+    """The level of y, and below it the coordinate, which has so many bits: int32.
+
+    Of more than six bits each halves the number of levels.
+    """
+    halvings = max(0, bits - 6)
+    zero, scale = row.aid[0, 0], row.aid[1, 0]
+    level = lax.bitcast_convert_type((y - zero) * scale, jnp.int32)
+    order = np.int32(row.d - 1) - coordinate if descending else coordinate
+    level = jnp.maximum(level, _SUNK + (order << np.int32(halvings))) - _MIDDLE
+    return ((level >> np.int32(halvings)) << np.int32(bits)) + coordinate
 
 
 def _in_doubt(words: Sequence[jax.Array], below: np.uint32, row) -> jax.Array:

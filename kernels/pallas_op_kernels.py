@@ -92,7 +92,9 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
             return by_network
         if d > TUNING.kernel_sorted_most:
             return by_counting
-        return _of_many_threads(pallas_sorted.ranks(sort_key), d)
+        by_levels = d <= TUNING.kernel_levels_most
+        ranks = pallas_sorted.ranks(sort_key, descending=descending)
+        return _of_many_threads(ranks, d, **dict(aid=pallas_network.aid) if by_levels else {})
 
     return of_size
 
@@ -109,7 +111,7 @@ def _sort(sort: Sort) -> Callable[[int], OpKernel]:
     return of_size
 
 
-def _of_many_threads(summary: Callable[..., tuple], d: int) -> OpKernel:
+def _of_many_threads(summary: Callable[..., tuple], d: int, **which) -> OpKernel:
     """A kernel that sorts a whole row."""
     width = power_of_two(d)
     lanes = max(1, TUNING.kernel_sorted_tile // width)
@@ -121,6 +123,7 @@ def _of_many_threads(summary: Callable[..., tuple], d: int) -> OpKernel:
         pieces=True,
         program=Program(lanes, max(1, width * lanes // TUNING.kernel_sorted_warp)),
         whole=True,
+        **which,
     )
 
 

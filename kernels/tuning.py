@@ -108,6 +108,9 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
+    # Of these, rows in which two values rarely share a level: of 128 with the noise of optax one in
+    # 500, of 512 one in eight, of 1024 two in three. Whole keys are sorted then.
+    kernel_levels_most: int = 512
     # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
     # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
     kernel_sorts_least: int = 8000

@@ -95,9 +95,44 @@ def test_one_round_alone_is_caught(monkeypatch):
     """Of equal keys, all would have the rank of the first."""
     ours, reference = _both("samples", "ranking", 70, 6)
     monkeypatch.setattr(pallas_sorted, "_some_are_equal", lambda *_: False)
+    x = np.ones((1, 70), np.float32)
+    assert np.any(np.asarray(ours(x, 1e-30)) != np.asarray(reference(x, 1e-30)))
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """Instead of sorting keys, leaves samples with no ranks; returns whether it did."""
+
+    def none(row, pieces, sort_key):
+        return tuple(jnp.full_like(at, -1) for _, at in pieces)
+
+    monkeypatch.setattr(pallas_sorted, "_by_keys", none)
+    return lambda ranks: ranks == np.array(-1).astype(ranks.dtype)
+
+
+@pytest.mark.parametrize(
+    ("op", "rng", "d", "sigma", "most"),
+    [
+        *((op, "jax", 70, 0.5, 0.05) for op in SORT_KEYS),
+        ("ranking", "philox", 128, 0.5, 0.1),
+        ("ranking_descending", "philox", 300, 0.5, 0.3),
+    ],
+)
+def test_ranks_by_levels_are_exact(op, rng, d, sigma, most, undecided):
+    ours, reference = _both("samples", op, d, 200, rng)
+    x = normal(1, 2, d)
+    x[0, 3:60], x[1, ::3] = -INF, -1e9  # as masks are made
+    found, exact = (np.asarray(ranks(x, sigma)) for ranks in (ours, reference))
+    left = undecided(found)
+    np.testing.assert_array_equal(found[~left], exact[~left])
+    assert left.mean() < most
+
+
+def test_shared_levels_are_not_ranked(undecided):
     x = np.zeros((1, 70), np.float32)
-    x[0, 10:40] = -INF
-    assert np.any(np.asarray(ours(x, 1.0)) != np.asarray(reference(x, 1.0)))
+    x[0, 0] = 1e6  # few levels are left for the others
+    found = np.asarray(_both("samples", "ranking", 70, 200)[0](x, 1.0))
+    assert np.all(undecided(found))
 
 
 @pytest.mark.parametrize("rng", ["jax", "philox"])
