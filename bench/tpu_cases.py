@@ -159,3 +159,12 @@ def programs() -> Iterator[Case]:
             for library in ("optax", "pallas"):
                 make = functools.partial(_estimator, library, op, what)
                 yield _case(f"{op} {what} by {library}", make, *shape)
+    what = "value and gradient"
+    for op, *shape in (  # few samples
+        ("argmax", 128, 1000, 10),
+        ("ranking", 128, 100, 40),
+        ("top_k_5", 128, 100, 40),
+    ):
+        for library in ("optax", "xla"):
+            make = functools.partial(_estimator, library, op, what)
+            yield _case(f"{op} {what} by {library}", make, *shape)

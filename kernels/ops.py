@@ -16,6 +16,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from perturbk.kernels import argmax, ranking, sorting, topk
 from perturbk.kernels.tuning import TUNING
@@ -29,6 +30,7 @@ class OpMath:
 
     Attributes:
         codes: (draw, x, sigma, num_lanes) -> codes of a block, see `argmax.codes`.
+        of_values: perturbed values [..., d] -> codes [..., *code], in plain XLA.
         code_shape: d -> shape of one row's code.
         code_dtype: d -> its dtype.
         weighted: (codes, weights, d) -> sum over samples of weight times output.
@@ -44,6 +46,7 @@ class OpMath:
     """
 
     codes: Callable[..., jax.Array]
+    of_values: Callable[[jax.Array], jax.Array]
     code_shape: Callable[[int], tuple[int, ...]]
     code_dtype: Callable[[int], type]
     weighted: Callable[[jax.Array, jax.Array, int], jax.Array]
@@ -62,6 +65,7 @@ def _ranking(key: Callable[[jax.Array], jax.Array]) -> OpMath:
     """Ranks in the order of a sort key."""
     return OpMath(
         codes=functools.partial(ranking.codes, key=key),
+        of_values=functools.partial(ranking.of_values, key=key),
         code_shape=lambda d: (d,),
         code_dtype=ranking.code_dtype,
         weighted=ranking.weighted,
@@ -75,6 +79,7 @@ def _sort(sort: sorting.Sort) -> OpMath:
     """The values themselves, in an order."""
     return OpMath(
         codes=functools.partial(sorting.codes, key=sort.key),
+        of_values=lambda y: lax.sort(sort.key(y)),
         code_shape=lambda d: (d,),
         code_dtype=lambda d: jnp.int32,
         weighted=functools.partial(sorting.weighted, sort=sort),
@@ -90,6 +95,7 @@ def _top_k(k: int) -> OpMath:
     """The k-hot mask of the k largest."""
     return OpMath(
         codes=functools.partial(topk.codes, k=k),
+        of_values=lambda y: lax.top_k(y, k)[1].astype(ranking.code_dtype(y.shape[-1])),
         code_shape=lambda d: (k,),
         code_dtype=ranking.code_dtype,
         weighted=topk.weighted,
@@ -115,6 +121,7 @@ def _top_k_indices(k: int) -> OpMath:
 OPS: dict[str, OpMath] = {
     "argmax": OpMath(
         codes=argmax.codes,
+        of_values=lambda y: jnp.argmax(y, -1).astype(ranking.code_dtype(y.shape[-1])),
         code_shape=lambda d: (),
         code_dtype=ranking.code_dtype,
         weighted=argmax.weighted,

@@ -115,6 +115,13 @@ def codes(
     return ranks(perturbed(draw, x, sigma, num_lanes, key)).astype(code_dtype(x.shape[-1]))
 
 
+def of_values(y: jax.Array, *, key: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Ranks along the last axis of values [..., d], by two sorts."""
+    index = lax.broadcasted_iota(jnp.int32, y.shape, y.ndim - 1)
+    _, order = lax.sort((key(y), index), num_keys=1)
+    return lax.sort((order, index), num_keys=1)[1].astype(code_dtype(y.shape[-1]))
+
+
 def weighted(codes: jax.Array, weights: jax.Array, d: int) -> jax.Array:
     """sum_s W_s rank_s: codes [..., rows, d, N] and weights [..., N] -> [..., rows, d]."""
     del d

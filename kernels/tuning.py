@@ -108,8 +108,8 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
-    # Of these, rows in which two values rarely share a level: of 128 with the noise of optax one in
-    # 500, of 512 one in eight, of 1024 two in three. Whole keys are sorted then.
+    # Of these, rows in which two values rarely share a level: with Gumbel noise one of 128 in two
+    # hundred, of 512 one in six, of 1024 two in three. Whole keys are sorted then.
     kernel_levels_most: int = 512
     # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
     # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
@@ -166,6 +166,11 @@ class Tuning:
     tpu_ranking_most: int = 1024
     # Vectors that see the same noise, for which a kernel draws it anew each time and XLA only once.
     tpu_shared_most: int = 2
+    # Samples that XLA draws all at once, where a kernel would draw 128. Static cycles per 1024
+    # variates of value and gradient on v5e, XLA's, a kernel's and optax's: argmax of 1000 with 10
+    # samples 63, 937 and 105, with 64 90, 150 and 117; ranking of 100 with 40 218, 509 and 456; the
+    # five largest of 100 with 40 256, 284 and 262, with 80 256, 146 and 272.
+    tpu_at_once_most: int = 48
     # From this many blocks of 128 samples on, a row's samples are padded to whole vectors rather
     # than its coordinates repeated for each block.
     tpu_aligned_from: int = 32

@@ -99,8 +99,8 @@ def explain(
             shape = shapes[match.leaf]
             d, stream = shape[match.op.axis], STREAMS[plan.rng](shape[-1])
             if name is None:
-                sorts = math.prod(shape) // max(1, d) * plan.num_samples
-                name, why = choose(platform, match.op.name, d, stream=stream, sorts=sorts)
+                sizes = dict(rows=math.prod(shape) // max(1, d), num_samples=plan.num_samples)
+                name, why = choose(platform, match.op.name, d, stream=stream, **sizes)
             check(name, platform, match.op.name, d, stream)
             kernel = f"{match.op.name}_{plan.noise}"
             kernel += "" if plan.rng == "jax" else f"_{plan.rng}"

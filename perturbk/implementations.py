@@ -13,7 +13,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from perturbk.kernels import pallas_ops, pallas_score, tpu_ops, tpu_score, triton, xla, xla_score
+from perturbk.kernels import (
+    at_once,
+    pallas_ops,
+    pallas_score,
+    tpu_ops,
+    tpu_score,
+    triton,
+    xla,
+    xla_score,
+)
 from perturbk.kernels.sorting import IN_ORDER, SORTS
 from perturbk.kernels.streams import THREEFRY, Philox, Stream, Threefry
 from perturbk.kernels.tuning import TUNING
@@ -62,6 +71,21 @@ def _table(ops, score, **static) -> dict[str, Callable]:
     }
 
 
+def _xla(platform: str) -> dict[str, Callable]:
+    """Streamed, but for few samples on a TPU."""
+    block = TUNING.gpu_block if platform in _GPUS else TUNING.block
+    streamed = _table(xla, xla_score, block=block)
+    if platform != "tpu":
+        return streamed
+    of_few = _table(at_once, at_once)
+
+    def run(name: str, keys: jax.Array, *operands, **params):
+        few = keys.shape[-1] <= TUNING.tpu_at_once_most
+        return (of_few if few else streamed)[name](keys, *operands, **params)
+
+    return {name: functools.partial(run, name) for name in streamed}
+
+
 def _pallas(platform: str) -> dict[str, Callable]:
     """The fused kernels: a TPU has its own, and a CPU interprets those of the GPU."""
     ops, score = (tpu_ops, tpu_score) if platform == "tpu" else (pallas_ops, pallas_score)
@@ -78,9 +102,7 @@ def _triton(platform: str) -> dict[str, Callable]:
 
 # A new implementation is a line here: platform -> its kernels.
 _KERNELS: dict[str, Callable[[str], dict[str, Callable]]] = {
-    "xla": lambda platform: _table(
-        xla, xla_score, block=TUNING.gpu_block if platform in _GPUS else TUNING.block
-    ),
+    "xla": _xla,
     "pallas": _pallas,
     "triton": _triton,
 }
@@ -98,7 +120,8 @@ def choose(
     *,
     shared: int = 1,
     stream: Stream = THREEFRY,
-    sorts: int | None = None,
+    rows: int | None = None,
+    num_samples: int | None = None,
 ) -> tuple[str, str]:
     """What `implementation=None` means: (name, reason), for an op or the score (None).
 
@@ -108,13 +131,15 @@ def choose(
         d: coordinates in a row.
         shared: vectors that see the same noise, because a call is mapped over x alone.
         stream: that the noise is drawn from.
-        sorts: rows times samples; None for enough.
+        rows, num_samples: None for enough.
     """
     if not stream.anywhere:
         return "pallas", "only the fused kernels of a TPU draw by its generator"
     if platform == "cpu":
         return "xla", "Pallas has no compiled CPU backend"
     on_tpu = platform == "tpu"
+    if on_tpu and num_samples is not None and num_samples <= TUNING.tpu_at_once_most:
+        return "xla", f"{num_samples} samples fill no vector, and XLA draws them all at once"
     if on_tpu and stream.cells(1) is None:
         return "xla", _ONLY_THREEFRY
     if on_tpu and shared > TUNING.tpu_shared_most:
@@ -122,6 +147,7 @@ def choose(
     most = TUNING.tpu_ranking_most if on_tpu else TUNING.kernel_sorted_most
     if op in IN_ORDER and d > most:
         return "xla", f"above {most} coordinates XLA sorts: their keys would not fit"
+    sorts = None if rows is None or num_samples is None else rows * num_samples
     few = sorts is not None and sorts < TUNING.kernel_sorts_least
     if op in IN_ORDER and platform in _GPUS and d > TUNING.kernel_network_most and few:
         return "xla", f"XLA sorts {sorts} rows side by side, a kernel would one after the other"
@@ -175,8 +201,15 @@ def run(
     *planes, d = operands[1].shape
     op = params.get("op")
     if implementation is None:
-        sorts = math.prod(planes) * operands[0].shape[-1]
-        implementation, _ = choose(platform, op, d, shared=planes[1], stream=stream, sorts=sorts)
+        implementation, _ = choose(
+            platform,
+            op,
+            d,
+            shared=planes[1],
+            stream=stream,
+            rows=math.prod(planes),
+            num_samples=operands[0].shape[-1],
+        )
     check(implementation, platform, op, d, stream)
     if stream != THREEFRY:  # which is every kernel's own, and the only one of some
         params["stream"] = stream
