@@ -19,9 +19,9 @@ from perturbk.kernels.streams import THREEFRY, Stream
 _LANES = 128  # of a TPU's vector
 
 
-def _words(keys: jax.Array, axes: int) -> tuple[jax.Array, ...]:
-    """[groups, words, N] -> of each word [groups, N, 1, ...], with so many axes behind."""
-    return tuple(lax.expand_dims(keys[:, i], range(2, 2 + axes)) for i in range(keys.shape[1]))
+def _words(keys: jax.Array) -> tuple[jax.Array, ...]:
+    """[groups, words, N] -> of each word [groups, N, 1, 1]."""
+    return tuple(keys[:, i, :, None, None] for i in range(keys.shape[1]))
 
 
 def samples(
@@ -30,7 +30,7 @@ def samples(
     """Codes of every sample: [groups, shared, rows, *code, N]."""
     groups, _, rows, d = x.shape
     row = lax.broadcasted_iota(jnp.uint32, (1, 1, rows, 1), 2)
-    draw = Draws(stream, noise, _words(keys, 2), row, d, inner)
+    draw = Draws(stream, noise, _words(keys), row, d, inner)
     shape = groups, keys.shape[2], rows, d
     z = draw(lax.broadcasted_iota(jnp.uint32, shape, 3))
     sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
@@ -57,7 +57,7 @@ class _Moments:
         row = lax.broadcasted_iota(jnp.uint32, (1, 1, rows, 1), 2)
         if rows == 1:  # in as many as fill a vector
             at = pad_to(at, -(-length // _LANES) * _LANES, 1).reshape(-1, _LANES)
-        draws = Draws(stream, noise, _words(keys, 2), row, length, 1)
+        draws = Draws(stream, noise, _words(keys), row, length, 1)
         self.plane = at.shape
         at = jnp.broadcast_to(at, (keys.shape[0], keys.shape[2], *at.shape))
         self.values = draws.math.moment(draws.drawn(at), order, power)

@@ -137,10 +137,8 @@ class NoiseMath:
     highest_order: int | None = None
     divided: bool = False
     above: Callable[[jax.Array], jax.Array] | None = None
-    near: Callable[[Sequence[jax.Array], Machine], tuple[jax.Array, ...]] | None = None
-    quick_moments: Callable[[Sequence[jax.Array], int, Machine], tuple[jax.Array, ...]] | None = (
-        None
-    )
+    near: Callable[[Words, Machine], tuple[jax.Array, ...]] | None = None
+    quick_moments: Callable[[Words, int, Machine], tuple[jax.Array, ...]] | None = None
     together: int = 1
 
 

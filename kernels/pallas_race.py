@@ -40,8 +40,8 @@ _LOG2_E = np.float32(np.log2(np.e))
 _BEHIND, _NO_CHANCE = np.float32(28), np.float32(2.0**100)
 # Relative rounding of E w in either order, if |x_k| < sigma: z to 2^-18, exponents to 2^-18.
 _ROUNDING = np.float32(2.0**-15)
-# Of x + sigma z in either order: relative to sigma beside the error of z, which is below 7, and
-# relative to the sum.
+# Errors of x + sigma z in either order: in sigmas, that of z and the rounding of sigma z, for z is
+# below 7; and the rounding of the sum, relative to it.
 _MARGIN, _OF_SUM = np.float32(2 * NEAR), np.float32(2.0**-21)
 
 Limits = Sequence[jax.Array]  # what holds for all of a row

@@ -82,10 +82,10 @@ class _Memory:
 
     def __init__(self, row, tiles: Sequence[jax.Array]):
         self.ref, self.machine, self.lanes = row.scratch_ref, row.draws.machine, row.lanes
-        self.height = tiles[0].shape[0]
+        height = tiles[0].shape[0]
         self.lane = lax.broadcasted_iota(jnp.int32, tiles[0].shape, 1)
-        self.across = min(self.height, row.threads // self.lanes)
-        self.places = bitonic.places(len(tiles), self.height, self.across)
+        self.across = min(height, row.threads // self.lanes)
+        self.places = bitonic.places(len(tiles), height, self.across)
 
     def _at(self, place: jax.Array) -> jax.Array:
         return place * np.int32(self.lanes) + self.lane
