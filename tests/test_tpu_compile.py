@@ -104,8 +104,14 @@ tpu_aot.prepare()
 import jax, jax.numpy as jnp
 import perturbk
 
-for noise in (perturbk.Gumbel(), perturbk.Normal()):
-    f = perturbk.make_perturbed_fun(perturbk.argmax_one_hot, 300, 0.5, noise, rng="philox")
+for fun, num_samples, noise in (
+    (perturbk.argmax_one_hot, 300, perturbk.Gumbel()),
+    (perturbk.argmax_one_hot, 300, perturbk.Normal()),
+    (perturbk.argmax_one_hot, 10, perturbk.Gumbel()),  # few, which are drawn at once
+    (jnp.sort, 10, perturbk.Normal()),
+    (lambda x: perturbk.top_k(x, 3), 10, perturbk.Gumbel()),
+):
+    f = perturbk.make_perturbed_fun(fun, num_samples, 0.5, noise, rng="philox")
 
     def g(key, x):
         return jax.value_and_grad(lambda x: jnp.sum(f(key, x) ** 2))(x)
