@@ -104,12 +104,6 @@ class Draws:
         """The same at coordinates 4 * four + (0, 1, 2, 3)."""
         return self._four(four, self.stream.bits, self.stream.bits_four)
 
-    def quick_moments(self, words: Drawn, order: int) -> tuple[jax.Array, ...] | None:
-        """`NoiseMath.quick_moments` of these bits, if the noise has it for so many."""
-        if self.math.quick_moments is None or len(words) % self.math.together:
-            return None
-        return self.math.quick_moments(words, order, self.machine)
-
 
 def _ragged(n: int) -> bool:
     """Whether scalars take much of the time of a loop over n, at ten times that of a vector's.

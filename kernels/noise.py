@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.machine import Machine
+from perturbk.kernels.machine import Machine, negative
 
 Words = Sequence[jax.Array]  # uint32
 
@@ -49,11 +49,11 @@ def _positive(bits: jax.Array) -> jax.Array:
 
 def _exponential(bits: jax.Array) -> jax.Array:
     """E = exp(-z) of the Gumbel variate z."""
-    return -jnp.log(_positive(bits))
+    return negative(jnp.log(_positive(bits)))
 
 
 def _gumbel(bits: jax.Array) -> jax.Array:
-    return -jnp.log(_exponential(bits))
+    return negative(jnp.log(_exponential(bits)))
 
 
 def gumbel_moment(e: jax.Array, order: int, power: int) -> jax.Array:
@@ -63,9 +63,34 @@ def gumbel_moment(e: jax.Array, order: int, power: int) -> jax.Array:
     return h if power == 0 else h * (-jnp.log(e)) ** power
 
 
-def quick_gumbel_moment(u: jax.Array, order: int, machine: Machine) -> jax.Array:
-    """h_m(z) from u = exp(-E)."""
-    return machine.fma(machine.log2(u), np.float32(np.log(2)), np.float32(order == 1))
+@dataclasses.dataclass(frozen=True)
+class QuickMoments:
+    """h_m(z) = scale * value + shift, of which a sum over samples takes the values.
+
+    Attributes:
+        values: (words of bits, machine) -> a value of each.
+        scale, shift: float32.
+    """
+
+    values: Callable[[Words, Machine], tuple[jax.Array, ...]]
+    scale: np.float32
+    shift: np.float32
+
+    def __call__(self, words: Words, machine: Machine) -> tuple[jax.Array, ...]:
+        """h_m(z) of each."""
+        values = self.values(words, machine)
+        return tuple(machine.fma(value, self.scale, self.shift) for value in values)
+
+
+def quick_gumbel_moments(
+    u: Callable[[jax.Array, Machine], jax.Array],
+) -> Callable[[int], QuickMoments]:
+    """`NoiseMath.quick_moments` from (bits, machine) -> u = exp(-E)."""
+
+    def values(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
+        return tuple(machine.log2(u(bits, machine)) for bits in words)
+
+    return lambda order: QuickMoments(values, np.float32(np.log(2)), np.float32(order == 1))
 
 
 def _normal(bits: jax.Array) -> jax.Array:
@@ -102,9 +127,18 @@ def _near_normals(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
     return tuple(_near_normal(bits, machine) for bits in words)
 
 
-def near_normal_moments(near: Sequence[jax.Array], order: int) -> tuple[jax.Array, ...]:
-    """h_m(z) from z, if it is near."""
-    return tuple(z if order == 1 else jnp.full_like(z, -1) for z in near)
+def near_normal_moments(
+    near: Callable[[Words, Machine], tuple[jax.Array, ...]],
+) -> Callable[[int], QuickMoments]:
+    """`NoiseMath.quick_moments` from `NoiseMath.near`."""
+
+    def quick_moments(order: int) -> QuickMoments:
+        if order == 1:
+            return QuickMoments(near, np.float32(1), np.float32(0))
+        zeros = lambda words, _: tuple(jnp.zeros(w.shape, jnp.float32) for w in words)  # noqa: E731
+        return QuickMoments(zeros, np.float32(1), np.float32(-1))
+
+    return quick_moments
 
 
 def normal_moment(z: jax.Array, order: int, power: int) -> jax.Array:
@@ -127,8 +161,8 @@ class NoiseMath:
             not made so.
         near: (words of bits, machine) -> z of each by a machine's quick functions, within 2^-15 of
             what `variate` makes there; None if there is `above` or nothing quick.
-        quick_moments: (words of bits, order m, machine) -> h_m(z) of each, likewise, or within
-            2^-21 if there is `above`; None if it has none.
+        quick_moments: order m -> h_m(z) from words of bits, likewise, or within 2^-21 if there is
+            `above`; None if it has none.
         together: the words that these two take: any number, or as many as are drawn together.
     """
 
@@ -138,7 +172,7 @@ class NoiseMath:
     divided: bool = False
     above: Callable[[jax.Array], jax.Array] | None = None
     near: Callable[[Words, Machine], tuple[jax.Array, ...]] | None = None
-    quick_moments: Callable[[Words, int, Machine], tuple[jax.Array, ...]] | None = None
+    quick_moments: Callable[[int], QuickMoments] | None = None
     together: int = 1
 
 
@@ -149,9 +183,7 @@ NOISES: dict[str, NoiseMath] = {
         _gumbel,
         lambda bits, m, n: gumbel_moment(_exponential(bits), m, n),
         above=_above,
-        quick_moments=lambda words, m, machine: tuple(
-            quick_gumbel_moment(_positive(bits), m, machine) for bits in words
-        ),
+        quick_moments=quick_gumbel_moments(lambda bits, _: _positive(bits)),
     ),
     "normal": NoiseMath(
         _normal,
@@ -159,8 +191,6 @@ NOISES: dict[str, NoiseMath] = {
         highest_order=2,
         divided=True,
         near=_near_normals,
-        quick_moments=lambda words, m, machine: near_normal_moments(
-            _near_normals(words, machine), m
-        ),
+        quick_moments=near_normal_moments(_near_normals),
     ),
 }

@@ -22,6 +22,7 @@ from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
 from perturbk.kernels.pallas_op_kernels import op_kernel
 from perturbk.kernels.pallas_rows import Part, Row, column_at, fill_to, in_fours
+from perturbk.kernels.pallas_words import SampleWords
 from perturbk.kernels.streams import THREEFRY, Stream
 from perturbk.kernels.tuning import TUNING
 
@@ -89,9 +90,10 @@ class Launch:
         self.sizes = [a.shape[3] for a in parts]
         # One operand, which XLA makes in one program.
         column = self.column(jnp.concatenate([fill_to(a, _ALIGNED, 0) for a in parts], 3))
-        self.operands = [self.per_sample(keys), column]
+        self.words = SampleWords(keys, stream, self.padded, self.program_lanes)
+        self.operands = [self.words.operand, column]
         self.in_specs = [
-            self.sample_spec(stream.words_per_sample, self.of_group),
+            self.words.spec(lambda p, b: (p // self.of_group, b)),
             self.column_spec(column.shape[1]),
         ]
 
@@ -152,6 +154,7 @@ class Launch:
             *aid_refs, x_ref, sigma_ref = parts
         else:
             x_ref, sigma_ref, *aid_refs = parts
+        words_at = self.words.of_run(keys_ref, pl.program_id(1))
         r = lax.rem(pl.program_id(0), np.int32(self.rows * self.pieces))
         first = None
         if self.pieces > 1:
@@ -159,9 +162,14 @@ class Launch:
             r = lax.div(r, np.int32(self.pieces))
 
         def row(lane) -> Row:
-            words = tuple(keys_ref[i : i + 1, lane] for i in range(self.stream.words_per_sample))
             draws = Draws(
-                self.stream, self.noise, words, r, self.d, self.inner, machine(self.platform)
+                self.stream,
+                self.noise,
+                words_at(lane),
+                r,
+                self.d,
+                self.inner,
+                machine(self.platform),
             )
             return Row(
                 x_ref,

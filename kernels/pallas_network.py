@@ -22,22 +22,25 @@ from jax import lax
 from perturbk.kernels.blocks import split
 from perturbk.kernels.noise import Z_LEAST, Z_MOST, NoiseMath
 from perturbk.kernels.pallas_rows import Aid
+from perturbk.kernels.streams import word_like
 from perturbk.kernels.tuning import TUNING
 
 # Values that vary as far as the noise lets them have t from 1 to 32, sunk ones the levels from 1/2.
 # Six times 2^23 levels leave a word six bits for the coordinate.
 _T_MOST = np.float32(32)
 _SUNK, _MIDDLE = (np.float32(t).view(np.int32) for t in (1 / 2, 4))
+# Of t = y * scale + shift, whose rounding must leave t within a quarter.
+_SHIFT_MOST = np.float32(2.0**20)
 _LARGEST = np.uint32(0xFFFFFFFF)
 
 
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
-    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: zero, scale, whether to count.
+    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: shift, scale, whether to count.
 
-    The level of y is t = (y - zero) * scale, bit by bit. Values far below the others, as masks are
+    The level of y is t = y * scale + shift, bit by bit. Values far below the others, as masks are
     made, would leave those few levels: they are *sunk*, below the lowest level in the order of
     ties. This takes that no noise changes them and that they are equal. Rows of others, rows with
-    NaN or infinity and those with no positive sigma are counted.
+    NaN or infinity, those with no positive sigma and those too far from zero are counted.
     """
     del math, times
     low, high = x + sigma * np.float32(Z_LEAST), x + sigma * np.float32(Z_MOST)
@@ -46,13 +49,14 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
     most = jnp.max(high, -1, keepdims=True)
     zero = least - (most - least) / (_T_MOST - 1)
     scale = _T_MOST / (most - zero)
+    shift = -zero * scale
     deepest = jnp.min(jnp.where(sunk, x, np.inf), -1, keepdims=True)
     highest = jnp.max(jnp.where(sunk, x, -np.inf), -1, keepdims=True)
     equal = (highest < deepest) | ((highest == deepest) & (highest < least))  # or there are none
-    on_scale = jnp.isfinite(zero) & (scale > 0) & jnp.isfinite(scale)
+    on_scale = (jnp.abs(shift) < _SHIFT_MOST) & (scale > 0) & jnp.isfinite(scale)
     settled = equal & on_scale & jnp.all(sigma > 0, -1, keepdims=True)
     counted = jnp.where(settled, np.float32(0), np.float32(1))
-    limits = jnp.broadcast_arrays(zero, scale, counted, jnp.zeros_like(counted))
+    limits = jnp.broadcast_arrays(shift, scale, counted, jnp.zeros_like(counted))
     return Aid((jnp.concatenate(limits, -1),), lambda limits_ref: limits_ref)
 
 
@@ -103,11 +107,13 @@ def level_word(
     Of more than six bits each halves the number of levels.
     """
     halvings = max(0, bits - 6)
-    zero, scale = row.aid[0, 0], row.aid[1, 0]
-    level = lax.bitcast_convert_type((y - zero) * scale, jnp.int32)
+    shift, scale = row.aid[0, 0], row.aid[1, 0]
+    level = lax.bitcast_convert_type(row.draws.machine.fma(y, scale, shift), jnp.int32)
     order = np.int32(row.d - 1) - coordinate if descending else coordinate
-    level = jnp.maximum(level, _SUNK + (order << np.int32(halvings))) - _MIDDLE
-    return ((level >> np.int32(halvings)) << np.int32(bits)) + coordinate
+    level = jnp.maximum(level, _SUNK + (order << np.int32(halvings))) >> np.int32(halvings)
+    # Levels are counted from the middle, lest the largest be negative.
+    middle = word_like(int(_MIDDLE) >> halvings << bits, coordinate)
+    return (level << np.int32(bits)) + (coordinate - middle)
 
 
 def _in_doubt(words: Sequence[jax.Array], below: np.uint32, row) -> jax.Array:

@@ -203,7 +203,8 @@ class Race:
             marks = self.rules.marks(row.draws, bits)
             a, b, c, d = self.rules.values(marks, weights, limits, row.draws.machine)
             if tangent_ref is not None:
-                for at, moment in zip(places, row.draws.quick_moments(bits, 1), strict=True):
+                moments = row.draws.math.quick_moments(1)(bits, row.draws.machine)
+                for at, moment in zip(places, moments, strict=True):
                     product = row.draws.machine.fma(tangent_ref[at], moment, product)
             best = insert(best, (jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)), four))
             return *best, product

@@ -183,21 +183,16 @@ class Row:
 
     def at(self, four: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
         """Values and coordinates 4 * four + (0, 1, 2, 3), each of the shape of `four`."""
+        here, piece = four, self.tile // 4 if self.fours else 1
+        if self.first is not None:
+            here = four - lax.div(self.first, np.int32(4))
+        # A four that is nobody's is behind the end. A column has whole fours.
+        here = jnp.clip(here, np.int32(0), np.int32(-(-self.length // 4) - 1))
+        within = here & np.int32(piece - 1)  # a power of two
+        place = (here - within) * np.int32(4) + within
         found = []
         for i, z in enumerate(self.draws.four(four)):
-            coordinate = four * np.int32(4) + np.int32(i)
-            place = jnp.minimum(coordinate, np.int32(self.d - 1))
-            if self.first is not None:
-                place = jnp.maximum(place - self.first, np.int32(0))
-            if self.fours:
-                tile, within = (
-                    lax.div(place, np.int32(self.tile)),
-                    lax.rem(place, np.int32(self.tile)),
-                )
-                piece = np.int32(self.tile // 4)
-                place = (
-                    tile * np.int32(self.tile) + np.int32(i) * piece + lax.div(within, np.int32(4))
-                )
-            y = self.x_ref[place, 0] + self._sigma((place, 0)) * z
+            coordinate, at = four * np.int32(4) + np.int32(i), (place + np.int32(i * piece), 0)
+            y = self.x_ref[at] + self._sigma(at) * z
             found.append((jnp.where(coordinate < self.d, y, -np.inf), coordinate))
         return found

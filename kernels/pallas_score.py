@@ -6,6 +6,8 @@ samples along axis 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +17,27 @@ from jax.experimental import pallas as pl
 from perturbk.kernels.blocks import cut, pad_to, split
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
-from perturbk.kernels.streams import THREEFRY, Stream
+from perturbk.kernels.pallas_words import SampleWords
+from perturbk.kernels.streams import THREEFRY, Counter, Stream
 from perturbk.kernels.tuning import TUNING
 
 
 class _Cells:
     """The elements of a leaf in tiles of cells: a cell is what the stream draws together."""
 
-    def __init__(self, size: int, num_samples: int, noise: str, stream: Stream, platform: str):
-        self.size, self.noise, self.stream, self.platform = size, noise, stream, platform
+    def __init__(
+        self,
+        size: int,
+        num_samples: int,
+        *,
+        noise: str,
+        order: int,
+        power: int,
+        platform: str,
+        stream: Stream,
+    ):
+        self.size, self.noise, self.stream = size, noise, stream
+        self.order, self.power, self.machine = order, power, machine(platform)
         self.cell = 4 if stream.in_fours(1) else 1
         self.rows, self.length = stream.rows(size)
         self.per_row = -(-self.length // self.cell)
@@ -31,6 +45,9 @@ class _Cells:
         self.program = program_for(num_samples)
         self.tile = power_of_two(min(self.count, TUNING.kernel_tile * self.program.times))
         self.tiles = -(-self.count // self.tile)
+        math = stream.math(noise, self.machine)
+        has_quick = math.quick_moments and power == 0 and self.cell % math.together == 0
+        self.quick = math.quick_moments(order) if has_quick else None
 
     def split(self, v: jax.Array) -> jax.Array:
         """[planes, size] -> [planes, tiles * cell * tile, 1], zero-padded."""
@@ -46,22 +63,27 @@ class _Cells:
         a = a.reshape(len(a), -1, self.cell)[:, : self.count]
         return a.reshape(len(a), self.rows, -1)[:, :, : self.length].reshape(len(a), self.size)
 
-    def moments(self, keys_ref, lane, t, order: int, power: int) -> list[jax.Array]:
-        """h_m(z) z^n of tile t for one tile of samples: `cell` arrays [tile, lanes]."""
-        words = tuple(keys_ref[i : i + 1, lane] for i in range(self.stream.words_per_sample))
+    def values(self, words: Counter, t) -> tuple[jax.Array, ...]:
+        """Of tile t for one tile of samples: `cell` arrays [tile, lanes], of `quick` or else of
+        h_m(z) z^n."""
         at = lax.broadcasted_iota(jnp.int32, (self.tile, words[0].shape[1]), 0)
         at = at + t * np.int32(self.tile)
         row, place = jnp.int32(0), at
         if self.rows > 1:
             row, place = lax.div(at, np.int32(self.per_row)), lax.rem(at, np.int32(self.per_row))
-        draws = Draws(self.stream, self.noise, words, row, self.length, 1, machine(self.platform))
-        if power == 0:
+        draws = Draws(self.stream, self.noise, words, row, self.length, 1, self.machine)
+        if self.quick:
             bits = draws.bits_four(place) if self.cell == 4 else (draws.bits(place),)
-            moments = draws.quick_moments(bits, order)
-            if moments is not None:
-                return list(moments)
+            return self.quick.values(bits, self.machine)
         drawn = draws.drawn_four(place) if self.cell == 4 else [draws.drawn(place)]
-        return [draws.math.moment(a, order, power) for a in drawn]
+        return tuple(draws.math.moment(a, self.order, self.power) for a in drawn)
+
+    def moments(self, values: Sequence[jax.Array], factor: jax.Array | float) -> list[jax.Array]:
+        """factor times h_m(z) z^n, from factor times `values`; sums of many likewise."""
+        if not self.quick:
+            return list(values)
+        scale, shift = self.quick.scale, self.quick.shift
+        return [self.machine.fma(value, scale, shift * factor) for value in values]
 
     def together(self, shared: int) -> tuple[int, int]:
         """(blocks, vectors in each) of the vectors that see the same noise."""
@@ -80,18 +102,23 @@ def score_dot(
     """S t: keys uint32 [groups, words, N], v [groups, shared, E] -> [groups, shared, N]."""
     groups, shared, size = v.shape
     num_samples = keys.shape[-1]
-    cells = _Cells(size, num_samples, noise, stream, platform)
+    which = dict(noise=noise, order=order, power=power, platform=platform, stream=stream)
+    cells = _Cells(size, num_samples, **which)
     lanes, warps = cells.program.lanes, cells.program.warps
     tile, lane_blocks = cells.tile, -(-num_samples // lanes)
     blocks, together = cells.together(shared)
     pieces, piece = cut(cells.tiles, TUNING.kernel_piece_tiles, lane_blocks * warps)
-    fma = machine(platform).fma
+    fma = cells.machine.fma
+
+    sample_words = SampleWords(keys, stream, lane_blocks * lanes, lanes)
 
     def body(keys_ref, v_ref, out_ref):
         first = pl.program_id(2) * piece
+        words = sample_words.of_run(keys_ref, pl.program_id(1))(pl.ds(0, lanes))
 
         def add(t, totals):
-            for i, moment in enumerate(cells.moments(keys_ref, slice(None), t, order, power)):
+            moments = cells.moments(cells.values(words, t), np.float32(1))
+            for i, moment in enumerate(moments):
                 at = pl.ds((t * cells.cell + i) * tile, tile)
                 totals = tuple(fma(v_ref[s, at, :], moment, a) for s, a in enumerate(totals))
             return totals
@@ -106,9 +133,9 @@ def score_dot(
     v = v.reshape(groups * blocks, together, -1, 1)
     out = launch(
         body,
-        [pad_to(keys, lane_blocks * lanes, 2), v],
+        [sample_words.operand, v],
         [
-            pl.BlockSpec((None, keys.shape[1], lanes), lambda p, b, c: (p // blocks, 0, b)),
+            sample_words.spec(lambda p, b, c: (p // blocks, b)),
             pl.BlockSpec((None, *v.shape[1:]), lambda p, b, c: (p, 0, 0, 0)),
         ],
         pl.BlockSpec((None, None, together, lanes), lambda p, b, c: (p, c, 0, b)),
@@ -135,39 +162,46 @@ def score_sum(
 ) -> jax.Array:
     """S^T w: keys uint32 [groups, words, N], w [groups, shared, N] -> [groups, shared, size]."""
     groups, shared, num_samples = w.shape
-    cells = _Cells(size, num_samples, noise, stream, platform)
+    which = dict(noise=noise, order=order, power=power, platform=platform, stream=stream)
+    cells = _Cells(size, num_samples, **which)
     lanes, warps = cells.program.lanes, cells.program.warps
     blocks, together = cells.together(shared)
-    fma = machine(platform).fma
+    fma = cells.machine.fma
     tile, lane_tiles = cells.tile, -(-num_samples // lanes)
     run_tiles = max(-(-lane_tiles // TUNING.kernel_runs), TUNING.kernel_run_tiles)
     run_tiles = min(run_tiles, lane_tiles)
     runs = -(-lane_tiles // run_tiles)
     run, height = run_tiles * lanes, cells.cell * tile
 
+    sample_words = SampleWords(keys, stream, runs * run, run)
+
     def body(keys_ref, w_ref, out_ref):
         t = pl.program_id(1)
+        words_at = sample_words.of_run(keys_ref, pl.program_id(2))
 
-        def add(i, totals):
+        def add(i, carry):
+            totals, all_weights = carry
             lane = pl.ds(i * lanes, lanes)
-            moments = cells.moments(keys_ref, lane, t, order, power)
+            values = cells.values(words_at(lane), t)
             weights = [w_ref[s : s + 1, lane] for s in range(together)]
-            return tuple(
-                tuple(fma(weight, m, a) for a, m in zip(of_vector, moments, strict=True))
-                for weight, of_vector in zip(weights, totals, strict=True)
+            totals = tuple(
+                tuple(fma(w, value, a) for a, value in zip(of_vector, values, strict=True))
+                for w, of_vector in zip(weights, totals, strict=True)
             )
+            return totals, tuple(map(jnp.add, all_weights, weights))
 
-        zero = jnp.zeros((tile, lanes), jnp.float32)
-        totals = lax.fori_loop(0, run_tiles, add, ((zero,) * cells.cell,) * together)
-        for s, of_vector in enumerate(totals):
-            for i, total in enumerate(of_vector):
+        zero, none = jnp.zeros((tile, lanes), jnp.float32), jnp.zeros((1, lanes), jnp.float32)
+        start = ((zero,) * cells.cell,) * together, (none,) * together
+        totals, all_weights = lax.fori_loop(0, run_tiles, add, start)
+        for s, (of_vector, weight) in enumerate(zip(totals, all_weights, strict=True)):
+            for i, total in enumerate(cells.moments(of_vector, weight)):
                 out_ref[s, pl.ds(i * tile, tile), :] = jnp.sum(total, 1, keepdims=True)
 
     out = launch(
         body,
-        [pad_to(keys, runs * run, 2), pad_to(_in_blocks(w, blocks, together), runs * run, 2)],
+        [sample_words.operand, pad_to(_in_blocks(w, blocks, together), runs * run, 2)],
         [
-            pl.BlockSpec((None, keys.shape[1], run), lambda p, t, b: (p // blocks, 0, b)),
+            sample_words.spec(lambda p, t, b: (p // blocks, b)),
             pl.BlockSpec((None, together, run), lambda p, t, b: (p, 0, b)),
         ],
         pl.BlockSpec((None, None, together, height, 1), lambda p, t, b: (p, b, 0, t, 0)),

@@ -14,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.machine import ANGLE, PLAIN, Machine
+from perturbk.kernels.machine import ANGLE, PLAIN, Machine, negative
 from perturbk.kernels.noise import (
     ABOVE,
     NoiseMath,
-    from_one_to_two,
     gumbel_moment,
     near_normal_moments,
     normal_moment,
-    quick_gumbel_moment,
+    quick_gumbel_moments,
 )
 
 Words = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 _MULTIPLIERS = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85
-_MOST = np.float32(1 - 2.0**-24)  # of a uniform, which is rounded, to 1 as well
+# Of a uniform, for one bit: a little less than 2^-32, lest any be rounded to 1.
+_STEP = np.float32(2.0**-32 * (1 - 2.0**-24))
 _QUARTER = np.uint32(1 << 30)  # of a turn
 
 
@@ -47,8 +47,8 @@ def philox4x32(
 
 
 def _unit(bits: jax.Array, machine: Machine) -> jax.Array:
-    """(bits + 1/2) / 2^32, from 2^-33 to 1, rounded to float32."""
-    return machine.fma(bits.astype(jnp.float32), np.float32(2.0**-32), np.float32(2.0**-33))
+    """(bits + 1/2) / 2^32 in float32, within its step there, from 2^-33 to 1 - 2^-24."""
+    return machine.fma(bits.astype(jnp.float32), _STEP, np.float32(2.0**-33))
 
 
 def exponential(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
@@ -61,22 +61,19 @@ def exponential(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
     series = machine.fma(v, np.float32(1 / 5), np.float32(1 / 4))
     for n in (3, 2, 1):
         series = machine.fma(series, v, np.float32(1 / n))
-    return jnp.where(v < np.float32(1 / 32), v * series, -machine.log(1 - jnp.minimum(v, _MOST)))
+    otherwise = negative(machine.log(1 - v))
+    return jnp.where(v < np.float32(1 / 32), v * series, otherwise)
 
 
-def _quick_moments(words: Sequence[jax.Array], order: int, machine: Machine) -> tuple:
-    # 1 - v, as `exponential` rounds it where it is small.
-    us = (
-        machine.fma(bits.astype(jnp.float32), np.float32(-(2.0**-32)), np.float32(1))
-        for bits in words
-    )
-    least = np.float32(1) - _MOST
-    return tuple(quick_gumbel_moment(jnp.maximum(u, least), order, machine) for u in us)
+def _rest(bits: jax.Array, machine: Machine) -> jax.Array:
+    """1 - v, as `exponential` rounds it where it is small."""
+    return machine.fma(bits.astype(jnp.float32), -_STEP, np.float32(1))
 
 
 def _above(bits: jax.Array) -> jax.Array:
-    """1 - v, with v rounded down to 23 bits."""
-    return np.float32(2 + ABOVE) - from_one_to_two(bits)
+    """A little more than 1 - v, with v rounded down to 23 bits."""
+    below = (bits >> np.uint32(9)) + np.uint32(0x3F800000 - 1)  # 1 + v, and a step less
+    return np.float32(2 + ABOVE) - lax.bitcast_convert_type(below, jnp.float32)
 
 
 def radius(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
@@ -148,10 +145,10 @@ class _Gumbel:
 
     def math(self, machine: Machine = PLAIN) -> NoiseMath:
         return NoiseMath(
-            lambda e: -machine.log(e),
+            lambda e: negative(machine.log(e)),
             gumbel_moment,
             above=_above,
-            quick_moments=_quick_moments,
+            quick_moments=quick_gumbel_moments(_rest),
         )
 
 
@@ -176,9 +173,7 @@ class _Normal:
             normal_moment,
             highest_order=2,
             near=_near_normals,
-            quick_moments=lambda words, m, machine: near_normal_moments(
-                _near_normals(words, machine), m
-            ),
+            quick_moments=near_normal_moments(_near_normals),
             together=4,
         )
 

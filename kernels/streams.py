@@ -36,10 +36,12 @@ class Stream:
 
     Attributes:
         words_per_sample: see the module.
+        steps: what each word grows by from one sample to the next; None if they are not so made.
         anywhere: whether plain XLA can draw it, on every platform, for any `fun`.
     """
 
     words_per_sample: int
+    steps: tuple[int, ...] | None = None
     anywhere = True
 
     def words(self, key: jax.Array, num_samples: int, leaf: int) -> jax.Array:
@@ -193,6 +195,7 @@ class Philox(_ByRow):
     """Counter (four elements, row, sample, leaf) under two words of the key, of any kind."""
 
     words_per_sample = 4
+    steps = 0, 0, 1, 0
 
     def words(self, key, num_samples, leaf):
         sample = lax.iota(jnp.uint32, num_samples)

@@ -72,7 +72,7 @@ def _unit(bits):
 
 @triton.jit
 def _exponential(bits):
-    return -log(tl.maximum(_unit(bits), _TINY))
+    return log(tl.maximum(_unit(bits), _TINY)) * -1.0
 
 
 @triton.jit

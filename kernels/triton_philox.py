@@ -7,6 +7,7 @@ from perturbk.kernels.triton_noise import log
 
 _TURN = tl.constexpr(1.4629180792671596e-09)  # 2 pi / 2^32
 _LN2 = tl.constexpr(0.6931471805599453)
+_STEP = tl.constexpr(2.0**-32 * (1 - 2.0**-24))
 
 
 @triton.jit
@@ -45,7 +46,7 @@ def short_log(x, DRAWS: tl.constexpr):
 
 @triton.jit
 def _unit(bits):
-    return bits.to(tl.float32) * 2.0**-32 + 2.0**-33
+    return bits.to(tl.float32) * _STEP + 2.0**-33
 
 
 @triton.jit
@@ -55,8 +56,7 @@ def exponential(bits, DRAWS: tl.constexpr):
     series = series * v + 1 / 3
     series = series * v + 1 / 2
     series = series * v + 1.0
-    most: tl.constexpr = 1 - 2.0**-24
-    return tl.where(v < 1 / 32, v * series, -short_log(1.0 - tl.minimum(v, most), DRAWS))
+    return tl.where(v < 1 / 32, v * series, short_log(1.0 - v, DRAWS) * -1.0)
 
 
 @triton.jit

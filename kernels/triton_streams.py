@@ -77,7 +77,7 @@ def variate(drawn, DRAWS: tl.constexpr):
     if not DRAWS.gumbel:
         z = drawn
     elif DRAWS.philox:
-        z = -short_log(drawn, DRAWS)
+        z = short_log(drawn, DRAWS) * -1.0
     else:
-        z = -triton_noise.log(drawn)
+        z = triton_noise.log(drawn) * -1.0
     return z

@@ -46,8 +46,8 @@ def test_exponential_to_the_last_bit_of_the_word():
     bits = np.concatenate([edges, np.random.default_rng(0).integers(0, 1 << 32, 10000)])
     found = np.asarray(philox.exponential(jnp.asarray(bits, jnp.uint32)), np.float64)
     exact = -np.log1p(-(bits + 0.5) / 2.0**32)
-    # v is rounded to 24 bits before 1 - v = exp(-E); below 1/32 nothing is lost.
-    assert np.all(np.abs(found - exact) <= 2.0**-24 * np.exp(exact) + 4e-7 * exact)
+    # v has 24 bits before 1 - v = exp(-E), within its last; below 1/32 nothing is lost.
+    assert np.all(np.abs(found - exact) <= 2.0**-23 * np.exp(exact) + 4e-7 * exact)
     small = bits < 1 << 27
     np.testing.assert_allclose(found[small], exact[small], rtol=3e-7)
     assert np.all((found > 0) & (found < 17))
@@ -58,7 +58,7 @@ def test_radius_in_the_tail():
     found = np.asarray(philox.radius(jnp.asarray(bits, jnp.uint32)), np.float64)
     exact = np.sqrt(-2 * np.log((bits + 0.5) / 2.0**32))
     np.testing.assert_allclose(found, exact, rtol=1e-6)
-    assert 6.7 < found[0] < 6.8 and philox.radius(jnp.uint32(0xFFFFFFFF)) == 0
+    assert 6.7 < found[0] < 6.8 and 0 < philox.radius(jnp.uint32(0xFFFFFFFF)) < 1e-3
 
 
 def test_cosine_and_sine():
