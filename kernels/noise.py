@@ -183,7 +183,7 @@ NOISES: dict[str, NoiseMath] = {
         _gumbel,
         lambda bits, m, n: gumbel_moment(_exponential(bits), m, n),
         above=_above,
-        quick_moments=quick_gumbel_moments(lambda bits, _: _positive(bits)),
+        quick_moments=quick_gumbel_moments(lambda bits, _: _unit(bits) + _TINY),
     ),
     "normal": NoiseMath(
         _normal,

@@ -30,7 +30,16 @@ from jax import lax
 from perturbk.kernels.draws import Draws
 from perturbk.kernels.machine import Machine
 from perturbk.kernels.noise import NEAR, NoiseMath
-from perturbk.kernels.pallas_rows import Aid, Pair, Part, column_at, fill_to, in_fours, insert
+from perturbk.kernels.pallas_rows import (
+    Aid,
+    Pair,
+    Part,
+    column_at,
+    fill_to,
+    in_fours,
+    insert,
+    summed,
+)
 from perturbk.kernels.streams import Drawn
 from perturbk.kernels.tuning import TUNING
 
@@ -124,24 +133,35 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> 
     d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
     if rules is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
-    tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most else 1)
+    together = d >= TUNING.race_together_from and times == 1
+    tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most or together else 1)
     weights, limits = rules.operands(x, sigma, k)
     columns = (
         in_fours(fill_to(weights, tile, rules.no_chance), tile),
         jnp.concatenate(jnp.broadcast_arrays(*limits), -1),
     )
-    return Aid(columns, lambda *parts: Race(*parts, rules, tile, k), tile)
+    return Aid(columns, lambda *parts: Race(*parts, rules, tile, k, together), tile)
 
 
 @dataclasses.dataclass(frozen=True)
 class Race:
-    """One row's race for k places: its weights, `in_fours`, and its limits, of a column."""
+    """One row's race for k places.
+
+    Attributes:
+        weights_ref: `in_fours`.
+        limits_ref: a column.
+        rules: what is compared.
+        tile: coordinates that are drawn together.
+        k: places.
+        together: whether all fours of a tile are in front together, and are drawn again.
+    """
 
     weights_ref: Part
     limits_ref: Part
     rules: Rules
     tile: int
     k: int
+    together: bool
 
     @property
     def limits(self) -> Limits:
@@ -164,9 +184,10 @@ class Race:
             jnp.zeros((1, row.lanes), jnp.int32),
         )
 
-        def drawn_again(found, four):
-            for new in row.at(four):
-                found = insert(found, new, by_index=True)
+        def drawn_again(found, first):
+            for i in range(self.tile // 4 if self.together else 1):
+                for new in row.at(first + np.int32(i)):
+                    found = insert(found, new, by_index=True)
             return found
 
         def turn(_, carry):
@@ -191,7 +212,8 @@ class Race:
         return proved
 
     def _run(self, row, tangent_ref) -> tuple:
-        """The k + 2 fours in front, each (its largest value, which four), and the product."""
+        """The k + 2 fours in front, or tiles, each (its largest value, its first four), and the
+        product."""
         piece, limits = self.tile // 4, self.limits
 
         def step(t, carry):
@@ -206,16 +228,18 @@ class Race:
                 moments = row.draws.math.quick_moments(1)(bits, row.draws.machine)
                 for at, moment in zip(places, moments, strict=True):
                     product = row.draws.machine.fma(tangent_ref[at], moment, product)
-            best = insert(best, (jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)), four))
-            return *best, product
+            most = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d))
+            if self.together:
+                most, four = jnp.max(most, 0, keepdims=True), row.cells(t * piece, 1, 4)
+            return *insert(best, (most, four)), product
 
         zero = jnp.zeros((piece, row.lanes), jnp.float32)
-        nothing = jnp.full(zero.shape, -np.inf), zero.astype(jnp.int32)
-        start = *(nothing,) * (self.k + 2), zero
+        none = jnp.zeros((1 if self.together else piece, row.lanes), jnp.int32)
+        start = *((jnp.full(none.shape, -np.inf, jnp.float32), none),) * (self.k + 2), zero
         *best, product = lax.fori_loop(0, -(-row.length // self.tile), step, start)
-        if piece > 1:
-            best, product = _across(best, row.d), jnp.sum(product, 0, keepdims=True)
-        return *best, product
+        if len(none) > 1:
+            best = _across(best, row.d)
+        return *best, summed(product)
 
 
 def _across(best: Sequence[Pair], d: int) -> list[Pair]:

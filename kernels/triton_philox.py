@@ -52,8 +52,7 @@ def _unit(bits):
 @triton.jit
 def exponential(bits, DRAWS: tl.constexpr):
     v = _unit(bits)
-    series = v * (1 / 5) + 1 / 4
-    series = series * v + 1 / 3
+    series = v * 0.255916 + 1 / 3
     series = series * v + 1 / 2
     series = series * v + 1.0
     return tl.where(v < 1 / 32, v * series, short_log(1.0 - v, DRAWS) * -1.0)
