@@ -97,37 +97,27 @@ def _largest(branches: list[tuple[int, int]]) -> tuple[int, int]:
     return max(((to, at) for at, to in branches if to < at), key=lambda loop: loop[1] - loop[0])
 
 
-def sorted_rows(sass: str, halvings: int) -> list[str]:
-    """Opcodes that rows go through in the loop over samples, the largest.
-
-    Its only innermost loop takes a turn for each halving of a bisection. The loop between them, in
-    which ties are settled, takes one but for rows with ties.
-    """
-    code, branches = parsed(sass)
-    first, last = _largest(branches)
-    (inner,) = (loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last)
-    return _within(code, first, last) + (halvings - 1) * _within(code, *inner)
-
-
-def one_row(sass: str, turns: int, *, looped: bool) -> list[str]:
+def one_row(sass: str, turns: int, pairs: int, *, looped: bool) -> list[str]:
     """Opcodes that a sample's row goes through in the loop over samples, the largest.
 
     Or in all of a program that has none. The first inner loop draws the row, if that takes several
-    turns. If loops follow, what a branch skips together with them sorts again, or compares all
-    pairs, where the order of the words is in doubt.
+    turns. What a branch skips with other loops is for rows where the order of the words is in
+    doubt: the first of them takes a turn for each of so many pairs.
     """
     code, branches = parsed(sass)
     first, last = _largest(branches) if looped else (code[0][0], code[-1][0])
     inner = [loop for loop in _innermost(branches) if first < loop[0] and loop[1] < last]
     drawing, rare = (inner[:1], inner[1:]) if turns > 1 else ([], inner)
-    ops = collections.Counter(_within(code, first, last))
-    if rare:
-        start, end = min(
-            ((at, to) for at, to in branches if at < rare[0][0] and rare[-1][1] < to <= last),
-            key=lambda skipped: skipped[1] - skipped[0],
-        )
-        ops -= collections.Counter(_within(code, start + 1, end - 1))
-    for loop in drawing:
+    skipped = [
+        (at, to)
+        for at, to in branches
+        if first <= at and to <= last and any(at < a and b < to for a, b in rare)
+    ]
+    ops = collections.Counter(
+        op for at, op in code if first <= at <= last and not any(a < at < b for a, b in skipped)
+    )
+    repeated = [(loop, turns - 1) for loop in drawing] + [(loop, pairs) for loop in rare[:1]]
+    for loop, times in repeated:
         for op in _within(code, *loop):
-            ops[op] += turns - 1
+            ops[op] += times
     return list(ops.elements())

@@ -33,7 +33,6 @@ from gpu_code import (
     hot_loops,
     one_row,
     resources,
-    sorted_rows,
 )
 
 RECORD = Path(__file__).parent / "results" / "gpu_instructions.json"
@@ -54,7 +53,7 @@ class Kernel:
         turns: of the loop that draws a row, if that is what is counted; 1 if there is none. 0 if a
             row is not.
         looped: whether it does so in a loop over samples.
-        halvings: of the bisection in rows that many threads rank by it.
+        pairs: of a row whose words share a level, most often so many.
         vectors: that see the same noise, as those of a Jacobian do.
         d: coordinates of a row.
     """
@@ -70,7 +69,7 @@ class Kernel:
     race: bool = False
     turns: int = 0
     looped: bool = True
-    halvings: int = 0
+    pairs: int = 0
     vectors: int = 1
     d: int = SHAPE[1]
 
@@ -195,7 +194,7 @@ KERNELS = [
         for rng in ("jax", "philox")
         for primitive, variates, d, which in (
             ("op_sum", 16, 128, dict(turns=1)),
-            ("op_sum", 32, 1024, dict(halvings=10)),
+            ("op_sum", 32, 1024, dict(turns=1, pairs=2)),
         )
     ),
     _IN_TILES("op_dot", variates=16, d=128, turns=1),
@@ -221,9 +220,7 @@ def count(kernel: Kernel, kept: Path) -> dict[str, float]:
     registers, spilled = resources(path)
     sass = disassembled(path)
     if kernel.turns:
-        hot = one_row(sass, kernel.turns, looped=kernel.looped)
-    elif kernel.halvings:
-        hot = sorted_rows(sass, kernel.halvings)
+        hot = one_row(sass, kernel.turns, kernel.pairs, looped=kernel.looped)
     elif kernel.race:
         hot = first_loop(sass)
     else:

@@ -52,7 +52,7 @@ class Machine:
     """Elementwise functions; the defaults run anywhere that XLA does.
 
     Attributes:
-        opaque: uint32 values, hidden from the compiler's algebra.
+        opaque: uint32 values, hidden from the compiler's algebra, and made anew where others are.
         rotates: (a, places) -> uint32 values rotated to the left, in two ways that take turns.
         product: (high, low) words of the product of uint32 values and a constant.
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
@@ -68,7 +68,7 @@ class Machine:
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
 
-    opaque: Callable[[jax.Array], jax.Array] = lambda a: a
+    opaque: Callable[..., jax.Array] = lambda a, *others: a
     product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log

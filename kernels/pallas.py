@@ -160,10 +160,10 @@ def ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
     return out
 
 
-def _opaque(a: jax.Array) -> jax.Array:
+def _opaque(a: jax.Array, *others: jax.Array) -> jax.Array:
     """The compiler would otherwise regroup the sums of the first rounds of Threefry with those that
     made the counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90)."""
-    moved = ptx("mov.b32 $0, $1;", "=r,r", jnp.int32, a)
+    moved = ptx("mov.b32 $0, $1;", "=r,r" + ",r" * len(others), jnp.int32, a, *others)
     return moved.astype(jnp.uint32)  # the lowering has no unsigned results
 
 

@@ -53,7 +53,12 @@ class Launch:
     ):
         self.op, self.kernel = op_math(op), op_kernel(op, x.shape[-1])
         self.noise, self.inner, self.platform = noise, inner, platform
-        self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
+        together = self.kernel.pieces and stream.in_fours(inner)
+        self.stream = stream
+        # Of one lane, to turn a tile takes no exchange between threads. A compiler of Triton takes
+        # as long for four pieces as for one with 16 times as many operations.
+        self.as_one = together and self.kernel.whole and self.kernel.program.lanes == 1
+        self.fours = together and not self.as_one
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
         self.program = self.kernel.program or program_for(self.num_samples)
@@ -61,9 +66,9 @@ class Launch:
         tiles = -(-self.num_samples // self.lanes)
         self.pieces, self.length = self._cut(tiles)
         self.planes = self.groups * self.shared * self.rows * self.pieces
-        together = 4 if self.fours else 1
+        least = 4 if self.fours else 1
         tile = self.kernel.tile * times if self.kernel.tile > 1 else 1
-        self.tile = max(power_of_two(min(self.length, tile * together)), together)
+        self.tile = max(power_of_two(min(self.length, tile * least)), least)
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile * times))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
@@ -81,7 +86,7 @@ class Launch:
         if sigma.shape[3] > 1:
             parts[1] = self.drawn(fill_to(parts[1], self.tile, 1))
         of_noise = stream.math(noise, machine(platform))
-        if not self.fours and of_noise.together > 1:  # words are drawn one by one
+        if not together and of_noise.together > 1:  # words are drawn one by one
             of_noise = dataclasses.replace(of_noise, near=None)
         self.aid = self.kernel.aid(of_noise, x, sigma, times)
         if self.aid:
@@ -181,6 +186,7 @@ class Launch:
                 self.tile,
                 self.out_tile,
                 self.fours,
+                self.as_one,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
                 32 * self.program.warps,
@@ -312,7 +318,7 @@ class Launch:
     def run(self, body, name: str, extra, extra_spec, out_specs, out_shapes) -> list[jax.Array]:
         """The outputs of body(ref to scratch or None, refs to operands and outputs)."""
         if self.kernel.whole:
-            size = self.tile * self.lanes
+            size = (self.kernel.memory * self.tile + 1) * self.lanes
             spec = pl.BlockSpec((None, None, size), lambda p, b: (p, b, 0))
             shape = jax.ShapeDtypeStruct((self.planes, self.programs, size), jnp.int32)
             out_specs, out_shapes = [*out_specs, spec], [*out_shapes, shape]

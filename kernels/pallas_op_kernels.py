@@ -48,7 +48,9 @@ class OpKernel:
             lanes]. None if a row cannot be cut into pieces.
         program: None if the number of samples decides.
         whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
-            were drawn, and it needs memory of its size.
+            were drawn.
+        memory: words of memory that it needs for each of its coordinates, and for one aside, if it
+            is whole.
     """
 
     summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
@@ -60,6 +62,7 @@ class OpKernel:
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     program: Program | None = None
     whole: bool = False
+    memory: int = 1
 
 
 def _raced(exactly: Callable, k: int, **which) -> OpKernel:
@@ -94,7 +97,8 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
             return by_counting
         by_levels = d <= TUNING.kernel_levels_most
         ranks = pallas_sorted.ranks(sort_key, descending=descending)
-        return _of_many_threads(ranks, d, **dict(aid=pallas_network.aid) if by_levels else {})
+        which = dict(aid=pallas_network.aid, memory=3) if by_levels else {}
+        return _of_many_threads(ranks, d, **which)
 
     return of_size
 

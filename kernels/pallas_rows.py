@@ -66,6 +66,14 @@ def in_fours(a: jax.Array, tile: int) -> jax.Array:
     return fours.swapaxes(-1, -2).reshape(a.shape)
 
 
+def _in_order(four: Sequence[jax.Array]) -> jax.Array:
+    """Four tiles [height, lanes] -> [4 * height, lanes], of each all first rows, and so on."""
+    a, b, c, d = four
+    height, lanes = a.shape
+    tile = jnp.stack([jnp.stack([a, c], -1), jnp.stack([b, d], -1)], -1)
+    return tile.reshape(height, lanes, 4).swapaxes(1, 2).reshape(4 * height, lanes)
+
+
 def summed(a: jax.Array) -> jax.Array:
     """The sum over the rows of a tile: [height, lanes] -> [1, lanes]."""
     return a if a.shape[0] == 1 else jnp.sum(a, 0, keepdims=True)
@@ -112,8 +120,9 @@ class Row:
     tile: int
     out_tile: int  # outputs that are made at a time
     fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
+    as_one: bool  # whether what is drawn in fours becomes one piece, in the order of the row
     aid: object = None  # what the kernel's `Aid` makes of its columns
-    scratch_ref: object = None  # [tile * lanes] int32, if the kernel asks for it
+    scratch_ref: object = None  # int32, words for all tiles of a row, if the kernel asks for it
     threads: int = 1  # of a program
 
     @property
@@ -172,10 +181,16 @@ class Row:
         count = 4 if self.fours else 1
         piece = self.tile // count
         index = self.cells(t, piece, count)
-        drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
+        if self.as_one:
+            drawn = [_in_order(self.draws.drawn_four(self.cells(t, self.tile // 4, 4)))]
+        else:
+            drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
         found = []
         for i, a in enumerate(drawn):
             at = column_at(t * self.tile + i * piece, piece)
+            if self.scratch_ref is not None and not self.fours:
+                # If Triton knew that these are neighbours, one thread would hold several.
+                at = self.draws.machine.opaque(index.astype(jnp.uint32)).astype(jnp.int32), 0
             y = self.x_ref[at] + self._sigma(at) * self.draws.math.variate(a)
             coordinate = index * np.int32(4) + np.int32(i) if self.fours else index
             found.append((y, coordinate, a, at))

@@ -112,15 +112,18 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
-    # Of these, rows in which two values rarely share a level: with Gumbel noise one of 128 in two
-    # hundred, of 512 one in six, of 1024 two in three. Whole keys are sorted then.
-    kernel_levels_most: int = 512
+    # Of these, rows in which three values rarely share a level, and whole keys are sorted. Two do
+    # in one row of 128 in two hundred, of 512 in six, of 1024 in two of three.
+    kernel_levels_most: int = 1024
     # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
     # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
     kernel_sorts_least: int = 8000
     # Words of a program, if rows are no longer: 16 for each thread of a warp, beside as many totals
     # and the noise. Twice as many take twice the registers (sm_90), to save a fortieth.
     kernel_sorted_tile: int = 512
+    # Longest rows whose addresses stay in registers from sample to sample. Longer ones would spill
+    # (600 bytes at 1024); not kept, those of 128 take a tenth more instructions.
+    kernel_sorted_kept: int = 128
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
     # Programs, if they need no more than one for a row; more runs of samples take turns. Each of

@@ -77,6 +77,7 @@ STRANGE = {
     "nothing": [(slice(None), -INF)],
     "nan": [(7, NAN), (slice(30, 33), NAN), (-1, INF)],
     "zeros": [(slice(None), 0.0), (5, -0.0)],
+    "far": [(0, 1e8)],
 }
 
 
@@ -103,7 +104,8 @@ def test_one_round_alone_is_caught(monkeypatch):
 def undecided(monkeypatch):
     """Instead of sorting keys, leaves samples with no ranks; returns whether it did."""
 
-    def none(row, pieces, sort_key):
+    def none(row, pieces, sort):
+        del row, sort
         return tuple(jnp.full_like(at, -1) for _, at in pieces)
 
     monkeypatch.setattr(pallas_sorted, "_by_keys", none)
@@ -113,9 +115,11 @@ def undecided(monkeypatch):
 @pytest.mark.parametrize(
     ("op", "rng", "d", "sigma", "most"),
     [
-        *((op, "jax", 70, 0.5, 0.05) for op in SORT_KEYS),
-        ("ranking", "philox", 128, 0.5, 0.1),
-        ("ranking_descending", "philox", 300, 0.5, 0.3),
+        *((op, "jax", 70, 0.5, 1e-3) for op in SORT_KEYS),
+        ("ranking", "philox", 128, 0.5, 1e-3),
+        ("ranking_descending", "philox", 300, 0.5, 1e-3),
+        ("ranking", "jax", 1000, 0.5, 0.05),
+        ("ranking_descending", "philox", 1024, 0.5, 0.05),
     ],
 )
 def test_ranks_by_levels_are_exact(op, rng, d, sigma, most, undecided):
@@ -128,11 +132,52 @@ def test_ranks_by_levels_are_exact(op, rng, d, sigma, most, undecided):
     assert left.mean() < most
 
 
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("op", SORT_KEYS)
+def test_two_that_share_a_level(op, equal, undecided, monkeypatch):
+    """Of levels so coarse that many do, or of values that are equal."""
+    of_all = pallas_sorted.level_word
+
+    def coarse(row, y, coordinate, *, bits, descending):
+        word = of_all(row, y, coordinate, bits=bits, descending=descending)
+        return (word >> np.int32(bits + 10) << np.int32(bits + 10)) | coordinate
+
+    if not equal:
+        monkeypatch.setattr(pallas_sorted, "level_word", coarse)
+    x = normal(1, 2, 70) + np.float32(20000 if equal else 0)
+    for pairs_most, at_least, at_most in ((16, 0, 0.1), (0, 0.5, 1)):
+        monkeypatch.setattr(pallas_sorted, "_PAIRS_MOST", pairs_most)
+        ours, reference = _both("samples", op, 70, 300)
+        found, exact = (np.asarray(ranks(x, 1.0)) for ranks in (ours, reference))
+        left = undecided(found)
+        np.testing.assert_array_equal(found[~left], exact[~left])
+        assert at_least <= left.mean() <= at_most
+
+
 def test_shared_levels_are_not_ranked(undecided):
     x = np.zeros((1, 70), np.float32)
-    x[0, 0] = 1e6  # few levels are left for the others
+    x[0, 0] = 1e8  # few levels are left for the others
     found = np.asarray(_both("samples", "ranking", 70, 200)[0](x, 1.0))
     assert np.all(undecided(found))
+
+
+@pytest.mark.parametrize(("rng", "d"), [("jax", 70), ("philox", 70), ("philox", 260)])
+def test_addresses_are_in_memory(rng, d, monkeypatch):
+    """Of pairs that share a level, and where none do; interpreted, others would be clamped."""
+    address, seen = pallas_sorted._Memory._at, []
+
+    def noted(memory, place):
+        at = address(memory, place)
+        inside = jnp.all((at >= 0) & (at < memory.ref.shape[0]))
+        jax.debug.callback(lambda inside: seen.append(bool(inside)), inside)
+        return at
+
+    monkeypatch.setattr(pallas_sorted._Memory, "_at", noted)
+    x = normal(1, 3, d) + np.float32([[0], [20000], [NAN]])
+    ranks = _both("samples", "ranking", d, 8, rng)[0]
+    jax.block_until_ready(ranks(x, 1.0))
+    jax.effects_barrier()
+    assert len(seen) > 50 and all(seen)
 
 
 @pytest.mark.parametrize("rng", ["jax", "philox"])
@@ -142,10 +187,10 @@ def test_sums_and_products(rng):
     of = {name: normal(seed, *shape) for seed, (name, shape) in enumerate(shapes.items())}
     for name, operand in (("op_sum", of["w"]), ("op_dot", of["g"])):
         ours, reference = _both(name, "ranking", d, num_samples, rng)
-        assert_relatively_close(ours(of["x"], 0.3, operand), reference(of["x"], 0.3, operand))
+        assert_relatively_close(ours(of["x"], 0.4, operand), reference(of["x"], 0.4, operand))
     ours, _ = _both("samples_and_dot", "ranking", d, num_samples, rng)
-    codes, dot = ours(of["x"], 0.3, of["t"])
-    assert_bit_equal(codes, _both("samples", "ranking", d, num_samples, rng)[1](of["x"], 0.3))
+    codes, dot = ours(of["x"], 0.4, of["t"])
+    assert_bit_equal(codes, _both("samples", "ranking", d, num_samples, rng)[1](of["x"], 0.4))
     stream = STREAMS[rng](d)
     words = words_of(stream, KEY, 1, num_samples)
     of_score = dict(noise="gumbel", order=1, power=0, stream=stream)
