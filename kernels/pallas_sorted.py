@@ -171,6 +171,8 @@ def _by_levels(
     ]
     memory, values, ranks = (_Memory(row, words, part) for part in range(3))
     for y, at in pieces:  # in registers they would lie there all the time
+        # Not behind the end: what is not used there is not drawn.
+        y = jnp.where(at < row.d, y, np.float32(0))
         values[at] = lax.bitcast_convert_type(y, jnp.int32)
     in_order = memory.sort_to_slots(words)
 
