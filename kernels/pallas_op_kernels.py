@@ -97,7 +97,7 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
             return by_counting
         by_levels = d <= TUNING.kernel_levels_most
         ranks = pallas_sorted.ranks(sort_key, descending=descending)
-        which = dict(aid=pallas_network.aid, memory=3) if by_levels else {}
+        which = dict(aid=pallas_network.aid, memory=2) if by_levels else {}
         return _of_many_threads(ranks, d, **which)
 
     return of_size

@@ -169,7 +169,8 @@ def _by_levels(
         )
         for y, at in pieces
     ]
-    memory, values, ranks = (_Memory(row, words, part) for part in range(3))
+    memory, values = (_Memory(row, words, part) for part in range(2))
+    aside = np.int32(2 * row.tile)  # of the first part
     for y, at in pieces:  # in registers they would lie there all the time
         # Not behind the end: what is not used there is not drawn.
         y = jnp.where(at < row.d, y, np.float32(0))
@@ -184,9 +185,6 @@ def _by_levels(
         apart = lax.bitcast_convert_type(word ^ memory[memory.after(slot)], jnp.uint32)
         shares = (apart <= below.astype(np.uint32)) & (row.aid[2, 0] == 0)
         shared.append(jnp.where(shares, place, _LARGEST))
-        rank = end - place if descending else place
-        ranks[word & below] = jnp.broadcast_to(rank, word.shape)
-    memory.machine.barrier()
 
     def first_of(shared: Sequence[jax.Array]) -> jax.Array:
         return jnp.min(functools.reduce(lax.min, shared), 0, keepdims=True)
@@ -196,11 +194,13 @@ def _by_levels(
         shared, place, turns, _ = carry
         apart = place < _LARGEST  # a lane that has two
         here = jnp.where(apart, place, np.int32(0))
-        both = [memory[memory.slot(here + np.int32(i))] & below for i in range(2)]
-        mine, others = map(key, both)
-        first, second = (end - here - 1, end - here) if descending else (here, here + 1)
-        for at, it_is in zip(both, (mine <= others, mine > others), strict=True):
-            ranks[jnp.where(apart, at, np.int32(row.tile))] = jnp.where(it_is, first, second)
+        slots = [memory.slot(here + np.int32(i)) for i in range(2)]
+        first, second = (memory[slot] for slot in slots)
+        mine, others = (key(word & below) for word in (first, second))
+        change = apart & ((mine <= others) if descending else (mine > others))
+        memory.machine.barrier()
+        for slot, word in zip(slots, (second, first), strict=True):
+            memory[jnp.where(change, slot, aside)] = word
         shared = [jnp.where(s == place, _LARGEST, s) for s in shared]
         following = first_of(shared)
         three = apart & (following == here + 1)
@@ -211,20 +211,23 @@ def _by_levels(
         return (jnp.min(jnp.min(place, 0)) < _LARGEST) & (turns < _PAIRS_MOST) & (three == 0)
 
     start = shared, first_of(shared), np.int32(0), np.int32(0)
-    carry = lax.while_loop(unsettled, settle, start)
+    _, place, _, three = lax.while_loop(unsettled, settle, start)
     memory.machine.barrier()
 
     def by_keys() -> tuple[jax.Array, ...]:
         return _by_keys(row, [(key(at), at) for _, at in pieces], _Memory.sort_in_turns)
 
-    def in_memory() -> tuple[jax.Array, ...]:
-        found = tuple(ranks[at] for _, at in pieces)
+    def scattered() -> tuple[jax.Array, ...]:
+        for place, slot in zip(memory.places, memory.slots, strict=True):
+            at = memory[slot] & below
+            values[at] = jnp.broadcast_to(end - place if descending else place, at.shape)
+        memory.machine.barrier()
+        found = tuple(values[at] for _, at in pieces)
         memory.machine.barrier()
         return found
 
-    _, place, _, three = carry
     left = (jnp.min(jnp.min(place, 0)) < _LARGEST) | (three > 0) | (row.aid[2, 0] > 0)
-    return lax.cond(left, by_keys, in_memory)
+    return lax.cond(left, by_keys, scattered)
 
 
 def _by_keys(

@@ -127,8 +127,9 @@ class Tuning:
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
     # Programs, if they need no more than one for a row; more runs of samples take turns. Each of
-    # them is a warp and needs memory for a tile of words, 4 MB of them all if rows are short. A
-    # device holds about as many at a time.
+    # them is a warp and needs memory for a tile of words, 4 MB of them all if rows are short. Those
+    # of ranks by levels need two words for each, and are half as many. A device holds about as many
+    # at a time.
     kernel_whole_programs: int = 2048
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
     kernel_network_turn: int = 16
