@@ -22,6 +22,15 @@ from perturbk.kernels.streams import THREEFRY, Counter, Stream
 from perturbk.kernels.tuning import TUNING
 
 
+def _tile_of(count: int, times: int) -> int:
+    """Cells of a tile, a power of two: many, but few behind the last."""
+    most = power_of_two(min(count, TUNING.kernel_tile * times))
+    tiles = [most >> i for i in range(most.bit_length()) if most >> i >= min(most, times)]
+    return min(
+        tiles, key=lambda tile: -(-count // tile) * (tile + TUNING.kernel_tile_start * times)
+    )
+
+
 class _Cells:
     """The elements of a leaf in tiles of cells: a cell is what the stream draws together."""
 
@@ -43,7 +52,7 @@ class _Cells:
         self.per_row = -(-self.length // self.cell)
         self.count = self.rows * self.per_row
         self.program = program_for(num_samples)
-        self.tile = power_of_two(min(self.count, TUNING.kernel_tile * self.program.times))
+        self.tile = _tile_of(self.count, self.program.times)
         self.tiles = -(-self.count // self.tile)
         math = stream.math(noise, self.machine)
         has_quick = math.quick_moments and power == 0 and self.cell % math.together == 0

@@ -65,6 +65,9 @@ class Tuning:
     # are a sector of memory. One or two warps take as many instructions per variate; two or four
     # threads up to 5% more with Threefry and 17% with Philox, most often 3% (sm_90).
     kernel_tile: int = 8
+    # What a tile of a score product takes beside its cells, as many as these: four cells by Philox
+    # take 3 to 7% more instructions for each than eight, two 4 to 12% (sm_90).
+    kernel_tile_start: float = 0.4
     kernel_warp_lanes: int = 32
     kernel_warps: int = 4
     kernel_least_lanes: int = 8
