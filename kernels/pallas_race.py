@@ -133,7 +133,8 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> 
     d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
     if rules is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
-    together = d >= TUNING.race_together_from and times == 1
+    long = d >= max(TUNING.race_together_from, TUNING.race_together_for_each * k)
+    together = long and times == 1
     tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most or together else 1)
     weights, limits = rules.operands(x, sigma, k)
     columns = (

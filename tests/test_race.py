@@ -56,6 +56,7 @@ def _races(d, num_samples, rng="jax", op="argmax", noise_="gumbel"):
         ("top_k_3", 101, 0.5, 1.0, 1e-3),
         ("top_k_3", 1000, 0.1, 3.0, 1e-3),
         ("top_k_indices_8", 300, 1.0, 0.5, 1e-3),
+        ("top_k_indices_8", 600, 1.0, 0.5, 1e-3),
     ],
 )
 def test_proved_winners_are_exact(op, d, sigma, spread, most, rng, undecided):
