@@ -23,10 +23,8 @@ def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return tuple(lax.sort(jnp.stack(values), dimension=0))
 
 
-def _ascending_rows(tiles: Sequence[jax.Array], across: int) -> Sequence[jax.Array]:
-    in_order = lax.sort(jnp.concatenate(tiles), dimension=0)
-    places = bitonic.places(len(tiles), tiles[0].shape[0], across)
-    return [in_order[place[:, 0]] for place in places]
+def _ascending_rows(tile: jax.Array, across: int) -> jax.Array:
+    return lax.sort(tile, dimension=0)[bitonic.places(len(tile), across)[:, 0]]
 
 
 def _cos_sin(turn: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +62,7 @@ class Machine:
             for any noise that must be the same everywhere.
         fma: (a, b, c) -> a b + c, in one instruction where there is one.
         ascending: integer arrays of one shape -> the same values, elementwise in order.
-        ascending_rows: (tiles, across) -> the same values, in order along `bitonic.places`.
+        ascending_rows: (tile, across) -> the same values, in order along `bitonic.places`.
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
 
@@ -77,7 +75,7 @@ class Machine:
     cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
-    ascending_rows: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _ascending_rows
+    ascending_rows: Callable[[jax.Array, int], jax.Array] = _ascending_rows
     barrier: Callable[[], None] = lambda: None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,7 @@ class Launch:
     ):
         self.op, self.kernel = op_math(op), op_kernel(op, x.shape[-1])
         self.noise, self.inner, self.platform = noise, inner, platform
-        together = self.kernel.pieces and stream.in_fours(inner)
-        self.stream = stream
-        # Of one lane, to turn a tile takes no exchange between threads. A compiler of Triton takes
-        # as long for four pieces as for one with 16 times as many operations.
-        self.as_one = together and self.kernel.whole and self.kernel.program.lanes == 1
-        self.fours = together and not self.as_one
+        self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
         self.program = self.kernel.program or program_for(self.num_samples)
@@ -66,9 +61,9 @@ class Launch:
         tiles = -(-self.num_samples // self.lanes)
         self.pieces, self.length = self._cut(tiles)
         self.planes = self.groups * self.shared * self.rows * self.pieces
-        least = 4 if self.fours else 1
+        together = 4 if self.fours else 1
         tile = self.kernel.tile * times if self.kernel.tile > 1 else 1
-        self.tile = max(power_of_two(min(self.length, tile * least)), least)
+        self.tile = max(power_of_two(min(self.length, tile * together)), together)
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile * times))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
@@ -86,7 +81,7 @@ class Launch:
         if sigma.shape[3] > 1:
             parts[1] = self.drawn(fill_to(parts[1], self.tile, 1))
         of_noise = stream.math(noise, machine(platform))
-        if not together and of_noise.together > 1:  # words are drawn one by one
+        if not self.fours and of_noise.together > 1:  # words are drawn one by one
             of_noise = dataclasses.replace(of_noise, near=None)
         self.aid = self.kernel.aid(of_noise, x, sigma, times)
         if self.aid:
@@ -186,7 +181,6 @@ class Launch:
                 self.tile,
                 self.out_tile,
                 self.fours,
-                self.as_one,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
                 32 * self.program.warps,
@@ -200,14 +194,11 @@ class Launch:
     @property
     def summary_shape(self) -> tuple[int, int]:
         """(pieces, height of each)."""
-        if not self.kernel.whole:
-            return self.out, 1
-        pieces = 4 if self.fours else 1
-        return pieces, self.tile // pieces
+        return (1, self.tile) if self.kernel.whole else (self.out, 1)
 
-    def places(self, i: int, pieces: Sequence[jax.Array], run=0) -> tuple[object, object]:
+    def place(self, i: int, run=0) -> tuple[object, object]:
         """Where the numbers of piece i of a summary lie among all of a run, to index a column."""
-        return column_at(run * self.out_width + i, pieces[i].shape[0], len(pieces))
+        return column_at(run * self.out_width + i, self.summary_shape[1])
 
     def out_at(self, t) -> object:
         """The slice of tile t of the outputs."""
@@ -264,12 +255,10 @@ class Launch:
     def store(self, numbers: tuple[jax.Array, ...], out_ref, lane: pl.Slice) -> None:
         """Stores the code of a tile of samples."""
         if self.kernel.whole:
-            row, column = (
-                lax.broadcasted_iota(jnp.int32, numbers[0].shape, axis) for axis in (0, 1)
-            )
-            at = (lane.start + column) * np.int32(self.out_width) + row * np.int32(len(numbers))
-            for i, piece in enumerate(numbers):
-                out_ref[at + np.int32(i)] = piece.astype(out_ref.dtype)
+            (tile,) = numbers
+            row, column = (lax.broadcasted_iota(jnp.int32, tile.shape, axis) for axis in (0, 1))
+            at = (lane.start + column) * np.int32(self.out_width) + row
+            out_ref[at] = tile.astype(out_ref.dtype)
             return
         turns, count = self.numbers
         rest = (jnp.zeros((1, self.lanes), jnp.int32),) * (turns * count - len(numbers))

@@ -32,11 +32,11 @@ class OpKernel:
 
     Attributes:
         summary: (row, ref to a tangent or None) -> what all of its outputs need, which is the code
-            of a sample, int32 [height, lanes] of every piece of the row, most often number by
-            number; and <h_1(z), t>, float32 [1, lanes], from the same pass over the noise. None if
-            each tile of outputs is made by itself, and is the code.
+            of a sample, int32 [1, lanes] of every number, or all numbers as one [tile, lanes]; and
+            <h_1(z), t>, float32 [1, lanes], from the same pass over the noise. None if each tile of
+            outputs is made by itself, and is the code.
         outputs: (row, summary, t) -> outputs of tile t, int32 [out_tile, lanes]. None if the
-            outputs are the numbers of the summary: row r of piece i is number r * pieces + i.
+            outputs are the numbers of the summary.
         tile: most coordinates of a tile, where each sample has one thread, see `Program`; one
             coordinate, or one four, stays one where it has several.
         out_tile: most outputs of a tile, likewise.
@@ -47,10 +47,8 @@ class OpKernel:
             whether they are some, [n, 1]) -> which of them are the row's, int32 [..., *code,
             lanes]. None if a row cannot be cut into pieces.
         program: None if the number of samples decides.
-        whole: whether a tile is a whole row of many threads: its summary comes in the pieces that
-            were drawn.
-        memory: words of memory that it needs for each of its coordinates, and for one aside, if it
-            is whole.
+        memory: words that it needs for each coordinate of a row, and for one aside, if many threads
+            hold a row as one tile; 0 if each sample has one thread.
     """
 
     summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
@@ -61,8 +59,12 @@ class OpKernel:
     aid: Callable[[NoiseMath, jax.Array, jax.Array, int], Aid | None] = lambda *_: None
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     program: Program | None = None
-    whole: bool = False
-    memory: int = 1
+    memory: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether a tile is a whole row, of which the summary is one, too."""
+        return self.memory > 0
 
 
 def _raced(exactly: Callable, k: int, **which) -> OpKernel:
@@ -97,7 +99,7 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
             return by_counting
         by_levels = d <= TUNING.kernel_levels_most
         ranks = pallas_sorted.ranks(sort_key, descending=descending)
-        which = dict(aid=pallas_network.aid, memory=2) if by_levels else {}
+        which = dict(aid=pallas_network.aid, memory=2) if by_levels else dict(memory=1)
         return _of_many_threads(ranks, d, **which)
 
     return of_size
@@ -110,7 +112,7 @@ def _sort(sort: Sort) -> Callable[[int], OpKernel]:
     def of_size(d: int) -> OpKernel:
         if d <= TUNING.kernel_network_most:
             return by_network
-        return _of_many_threads(pallas_sorted.values(sort.key), d)
+        return _of_many_threads(pallas_sorted.values(sort.key), d, memory=1)
 
     return of_size
 
@@ -126,7 +128,6 @@ def _of_many_threads(summary: Callable[..., tuple], d: int, **which) -> OpKernel
         out_tile=width,
         pieces=True,
         program=Program(lanes, max(1, width * lanes // TUNING.kernel_sorted_warp)),
-        whole=True,
         **which,
     )
 

@@ -133,8 +133,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             totals = plan.over_lanes(tile_of_numbers, start, run)
             for i, total in enumerate(totals):
                 sums = jnp.sum(total, 1)
-                at = plan.places(i, totals, run)
-                out_ref[at] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
+                out_ref[plan.place(i, run)] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
 
         plan.over_runs(run_of_numbers)
 
@@ -168,8 +167,7 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
             summary = plan.summary(row)
             if not plan.kernel.outputs:
                 terms = (
-                    plan.op.times(piece, g_ref[plan.places(i, summary)])
-                    for i, piece in enumerate(summary)
+                    plan.op.times(piece, g_ref[plan.place(i)]) for i, piece in enumerate(summary)
                 )
                 return summed(functools.reduce(jnp.add, terms))
 

@@ -66,12 +66,14 @@ def in_fours(a: jax.Array, tile: int) -> jax.Array:
     return fours.swapaxes(-1, -2).reshape(a.shape)
 
 
-def _in_order(four: Sequence[jax.Array]) -> jax.Array:
-    """Four tiles [height, lanes] -> [4 * height, lanes], of each all first rows, and so on."""
+def _one_above_the_other(four: Sequence[jax.Array]) -> jax.Array:
+    """Four tiles [height, lanes] -> [4 * height, lanes].
+
+    Each thread keeps what it has, if it has the same of every tile.
+    """
     a, b, c, d = four
-    height, lanes = a.shape
     tile = jnp.stack([jnp.stack([a, c], -1), jnp.stack([b, d], -1)], -1)
-    return tile.reshape(height, lanes, 4).swapaxes(1, 2).reshape(4 * height, lanes)
+    return tile.transpose(2, 3, 0, 1).reshape(4 * a.shape[0], a.shape[1])
 
 
 def summed(a: jax.Array) -> jax.Array:
@@ -79,13 +81,13 @@ def summed(a: jax.Array) -> jax.Array:
     return a if a.shape[0] == 1 else jnp.sum(a, 0, keepdims=True)
 
 
-def column_at(first, size: int, stride: int = 1) -> tuple[object, object]:
-    """Some entries of a column, to index a ref: neighbours, or so far apart.
+def column_at(first, size: int) -> tuple[object, object]:
+    """Neighbours in a column, to index a ref.
 
     A single value is loaded as such: every tensor in memory costs Triton a search through the whole
     kernel when it compiles.
     """
-    return (first, 0) if size == 1 else (pl.ds(first, size, stride), slice(None))
+    return (first, 0) if size == 1 else (pl.ds(first, size), slice(None))
 
 
 Pair = tuple[jax.Array, jax.Array]  # what decides, and an index
@@ -120,7 +122,6 @@ class Row:
     tile: int
     out_tile: int  # outputs that are made at a time
     fours: bool  # whether the columns of x and sigma are laid out for `pieces` in fours
-    as_one: bool  # whether what is drawn in fours becomes one piece, in the order of the row
     aid: object = None  # what the kernel's `Aid` makes of its columns
     scratch_ref: object = None  # int32, words for all tiles of a row, if the kernel asks for it
     threads: int = 1  # of a program
@@ -176,21 +177,45 @@ class Row:
             product = functools.reduce(jnp.add, moments)
         return [(y, coordinate) for y, coordinate, _, _ in drawn], product
 
+    def whole(self, tangent_ref=None) -> tuple[Pair, jax.Array]:
+        """((values, coordinates) of a row of one tile, [tile, lanes]), <h_1(z), t> [1, lanes]).
+
+        In the order of the columns, where fours are not neighbours. tangent_ref: as in `pieces`.
+        """
+        draws, at = self.draws, self.cells(0, self.tile, 1)
+        if self.fours:
+            height = self.tile // 4
+            drawn = _one_above_the_other(draws.drawn_four(self.cells(0, height, 4)))
+            coordinate = (at & np.int32(height - 1)) * np.int32(4)
+            coordinate += at >> np.int32(height.bit_length() - 1)
+        else:
+            drawn, coordinate = draws.drawn(at), at
+        # If Triton knew that these are neighbours, one thread would hold several.
+        place = draws.machine.opaque(at.astype(jnp.uint32)).astype(jnp.int32), 0
+        product = jnp.zeros((1, self.lanes), jnp.float32)
+        if tangent_ref is not None:
+            product = summed(tangent_ref[place] * draws.math.moment(drawn, 1, 0))
+        return (
+            self.x_ref[place] + self._sigma(place) * draws.math.variate(drawn),
+            coordinate,
+        ), product
+
+    def row_of(self, coordinate: jax.Array) -> jax.Array:
+        """Which row of the tile of `whole` has a coordinate."""
+        if not self.fours:
+            return coordinate
+        within = coordinate & np.int32(3)
+        return within * np.int32(self.tile // 4) + (coordinate >> np.int32(2))
+
     def _drawn_pieces(self, t) -> list[tuple[jax.Array, jax.Array, jax.Array, object]]:
         """(values, coordinates, what is drawn, its place in the columns) of each piece."""
         count = 4 if self.fours else 1
         piece = self.tile // count
         index = self.cells(t, piece, count)
-        if self.as_one:
-            drawn = [_in_order(self.draws.drawn_four(self.cells(t, self.tile // 4, 4)))]
-        else:
-            drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
+        drawn = self.draws.drawn_four(index) if self.fours else [self.draws.drawn(index)]
         found = []
         for i, a in enumerate(drawn):
             at = column_at(t * self.tile + i * piece, piece)
-            if self.scratch_ref is not None and not self.fours:
-                # If Triton knew that these are neighbours, one thread would hold several.
-                at = self.draws.machine.opaque(index.astype(jnp.uint32)).astype(jnp.int32), 0
             y = self.x_ref[at] + self._sigma(at) * self.draws.math.variate(a)
             coordinate = index * np.int32(4) + np.int32(i) if self.fours else index
             found.append((y, coordinate, a, at))
