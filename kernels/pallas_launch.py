@@ -70,8 +70,10 @@ class Launch:
         few = sums or self.kernel.whole
         self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
         runs = -(-tiles // self.lane_tiles)
-        most = max(1, TUNING.kernel_whole_programs // self.kernel.memory // self.planes)
-        self.program_runs = power_of_two(-(-runs // most)) if self.kernel.whole else 1
+        self.program_runs = 1
+        if self.kernel.whole:
+            most = TUNING.kernel_whole_programs // self.kernel.memory // self.planes
+            self.program_runs = power_of_two(-(-runs // max(1, most)))
         self.programs = -(-runs // self.program_runs)  # of a plane
         self.padded = self.programs * self.program_lanes
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
