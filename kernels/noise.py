@@ -78,8 +78,15 @@ class QuickMoments:
 
     def __call__(self, words: Words, machine: Machine) -> tuple[jax.Array, ...]:
         """h_m(z) of each."""
-        values = self.values(words, machine)
-        return tuple(machine.fma(value, self.scale, self.shift) for value in values)
+        return self.of_values(self.values(words, machine), np.float32(1), machine)
+
+    def of_values(
+        self, values: Sequence[jax.Array], factor: jax.Array | np.float32, machine: Machine
+    ) -> tuple[jax.Array, ...]:
+        """factor * h_m(z), from factor * value of each; sums of many likewise."""
+        if (self.scale, self.shift) == (1, 0):
+            return tuple(values)
+        return tuple(machine.fma(value, self.scale, self.shift * factor) for value in values)
 
 
 def quick_gumbel_moments(
@@ -132,13 +139,13 @@ def near_normal_moments(
 ) -> Callable[[int], QuickMoments]:
     """`NoiseMath.quick_moments` from `NoiseMath.near`."""
 
-    def quick_moments(order: int) -> QuickMoments:
-        if order == 1:
-            return QuickMoments(near, np.float32(1), np.float32(0))
-        zeros = lambda words, _: tuple(jnp.zeros(w.shape, jnp.float32) for w in words)  # noqa: E731
-        return QuickMoments(zeros, np.float32(1), np.float32(-1))
+    def zeros(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
+        del machine
+        return tuple(jnp.zeros(bits.shape, jnp.float32) for bits in words)
 
-    return quick_moments
+    score = QuickMoments(near, np.float32(1), np.float32(0))
+    constant = QuickMoments(zeros, np.float32(1), np.float32(-1))
+    return lambda order: score if order == 1 else constant
 
 
 def normal_moment(z: jax.Array, order: int, power: int) -> jax.Array:
@@ -183,7 +190,7 @@ NOISES: dict[str, NoiseMath] = {
         _gumbel,
         lambda bits, m, n: gumbel_moment(_exponential(bits), m, n),
         above=_above,
-        quick_moments=quick_gumbel_moments(lambda bits, _: _unit(bits) + _TINY),
+        quick_moments=quick_gumbel_moments(lambda bits, _: _positive(bits)),
     ),
     "normal": NoiseMath(
         _normal,

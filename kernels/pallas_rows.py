@@ -178,7 +178,7 @@ class Row:
         return [(y, coordinate) for y, coordinate, _, _ in drawn], product
 
     def whole(self, tangent_ref=None) -> tuple[Pair, jax.Array]:
-        """((values, coordinates) of a row of one tile, [tile, lanes]), <h_1(z), t> [1, lanes]).
+        """((values, coordinates) of a row that is one tile, [tile, lanes]; <h_1(z), t> [1, lanes]).
 
         In the order of the columns, where fours are not neighbours. tangent_ref: as in `pieces`.
         """
@@ -192,13 +192,11 @@ class Row:
             drawn, coordinate = draws.drawn(at), at
         # If Triton knew that these are neighbours, one thread would hold several.
         place = draws.machine.opaque(at.astype(jnp.uint32)).astype(jnp.int32), 0
+        y = self.x_ref[place] + self._sigma(place) * draws.math.variate(drawn)
         product = jnp.zeros((1, self.lanes), jnp.float32)
         if tangent_ref is not None:
             product = summed(tangent_ref[place] * draws.math.moment(drawn, 1, 0))
-        return (
-            self.x_ref[place] + self._sigma(place) * draws.math.variate(drawn),
-            coordinate,
-        ), product
+        return (y, coordinate), product
 
     def row_of(self, coordinate: jax.Array) -> jax.Array:
         """Which row of the tile of `whole` has a coordinate."""

@@ -87,12 +87,11 @@ class _Cells:
         drawn = draws.drawn_four(place) if self.cell == 4 else [draws.drawn(place)]
         return tuple(draws.math.moment(a, self.order, self.power) for a in drawn)
 
-    def moments(self, values: Sequence[jax.Array], factor: jax.Array | float) -> list[jax.Array]:
-        """factor times h_m(z) z^n, from factor times `values`; sums of many likewise."""
-        if not self.quick:
-            return list(values)
-        scale, shift = self.quick.scale, self.quick.shift
-        return [self.machine.fma(value, scale, shift * factor) for value in values]
+    def moments(
+        self, values: Sequence[jax.Array], factor: jax.Array | np.float32
+    ) -> Sequence[jax.Array]:
+        """factor * h_m(z) z^n, from factor times `values`; sums of many likewise."""
+        return self.quick.of_values(values, factor, self.machine) if self.quick else values
 
     def together(self, shared: int) -> tuple[int, int]:
         """(blocks, vectors in each) of the vectors that see the same noise."""

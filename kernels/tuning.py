@@ -116,8 +116,8 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
-    # Of these, rows in which three values rarely share a level, and whole keys are sorted. Two do
-    # in one row of 128 in two hundred, of 512 in six, of 1024 in two of three.
+    # Of these, rows in which three values rarely share a level. Then whole keys are sorted. Two do
+    # (Gumbel noise) in one row of 128 in two hundred, of 512 in six, of 1024 in two of three.
     kernel_levels_most: int = 1024
     # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
     # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
