@@ -148,6 +148,7 @@ class Kernel:
 
 
 _OF_JACOBIAN = functools.partial(Kernel, noise="gumbel", vectors=4)
+_DRAWN = ("jax", "philox")
 _TRITON = functools.partial(Kernel, implementation="triton")
 _RANKED = dict(loops=2, d=64)  # drawn in one loop, ranked in another
 _SORTED = [dict(variates=d, turns=-(-d // 16), d=d) for d in (16, 64)]
@@ -168,7 +169,7 @@ KERNELS = [
     # proves nothing, all is compared exactly.
     *(
         Kernel(primitive, noise, op, rng=rng, race=True)
-        for rng in ("jax", "philox")
+        for rng in _DRAWN
         for noise, op in (
             ("gumbel", "argmax"),
             ("normal", "argmax"),
@@ -177,21 +178,22 @@ KERNELS = [
         )
         for primitive in ("samples", "samples_and_dot")
     ),
+    *(Kernel("samples", "gumbel", "argmax", 16, rng=rng, race=True, d=4096) for rng in _DRAWN),
     *(
         Kernel(primitive, "gumbel", op, rng=rng, looped=primitive == "op_sum", **which)
-        for rng in ("jax", "philox")
+        for rng in _DRAWN
         for op, primitives in (("ranking", ("op_sum", "op_dot")), ("sort", ("op_sum",)))
         for which in _SORTED
         for primitive in primitives
     ),
     *(
         Kernel("op_sum", "gumbel", "sort", variates, rng=rng, d=d)
-        for rng in ("jax", "philox")
+        for rng in _DRAWN
         for variates, d in ((16, 128), (32, 1024))
     ),
     *(
         _IN_TILES(primitive, rng=rng, variates=variates, d=d, **which)
-        for rng in ("jax", "philox")
+        for rng in _DRAWN
         for primitive, variates, d, which in (
             ("op_sum", 16, 128, dict(turns=1)),
             ("op_sum", 32, 1024, dict(turns=1, pairs=2)),
@@ -206,11 +208,11 @@ KERNELS = [
     ),
     *(
         _TRITON(primitive, "gumbel", "ranking", rng=rng, **_RANKED)
-        for rng in ("jax", "philox")
+        for rng in _DRAWN
         for primitive in ("samples", "op_sum", "op_dot")
     ),
     # The turns of the winners are drawn once more in a loop of their own.
-    *(_TRITON("samples", "gumbel", "top_k_5", rng=rng, behind=1) for rng in ("jax", "philox")),
+    *(_TRITON("samples", "gumbel", "top_k_5", rng=rng, behind=1) for rng in _DRAWN),
 ]
 
 

@@ -133,9 +133,12 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> 
     d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
     if rules is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
-    long = d >= max(TUNING.race_together_from, TUNING.race_together_for_each * k)
-    together = long and times == 1
-    tile = 4 * times * (TUNING.race_piece if k <= TUNING.race_pieces_most or together else 1)
+    fours = TUNING.race_piece if k <= TUNING.race_pieces_most else 1
+    together = False
+    for count, least, least_for_each in TUNING.race_together:
+        if times == 1 and d >= max(least, least_for_each * k):
+            fours, together = count, True
+    tile = 4 * times * fours
     weights, limits = rules.operands(x, sigma, k)
     columns = (
         in_fours(fill_to(weights, tile, rules.no_chance), tile),
@@ -186,10 +189,12 @@ class Race:
         )
 
         def drawn_again(found, first):
-            for i in range(self.tile // 4 if self.together else 1):
-                for new in row.at(first + np.int32(i)):
+            def four(i, found):
+                for new in row.at(first + i):
                     found = insert(found, new, by_index=True)
-            return found
+                return found
+
+            return lax.fori_loop(0, self.tile // 4 if self.together else 1, four, tuple(found))
 
         def turn(_, carry):
             (four, *fours), found = carry

@@ -83,11 +83,11 @@ class Tuning:
     # second number, since a thread keeps as many for each.
     race_piece: int = 2
     race_pieces_most: int = 6
-    # From so many coordinates on, they are in front together: a variate takes 1.4 instructions less
-    # (sm_90; of 5 winners 5, of 32 21), and each winner's second four 120 to be drawn again, by
-    # Philox, and 510 by Threefry.
-    race_together_from: int = 512
-    race_together_for_each: int = 24
+    # How many fours are in front together, from so many coordinates on and so many for each winner.
+    # A variate takes 1.4 and 2.3 instructions less (sm_90; of 5 winners 5 and 8, of 32 21 and 32).
+    # For each winner one and three more fours are drawn again, at 120 instructions by Philox and
+    # 510 by Threefry.
+    race_together: tuple[tuple[int, int, int], ...] = ((2, 512, 24), (4, 2048, 96))
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.
     kernel_ranking_tile: int = 32
