@@ -101,8 +101,8 @@ def one_row(sass: str, turns: int, pairs: int, *, looped: bool) -> list[str]:
     """Opcodes that a sample's row goes through in the loop over samples, the largest.
 
     Or in all of a program that has none. The first inner loop draws the row, if that takes several
-    turns. What a branch skips with other loops is for rows where the order of the words is in
-    doubt: the first of them takes a turn for each of so many pairs.
+    turns. Each other loop is for rows where the order of the words is in doubt, and others skip it
+    by a branch, with what is around it; the first takes a turn for each of so many pairs.
     """
     code, branches = parsed(sass)
     first, last = _largest(branches) if looped else (code[0][0], code[-1][0])
@@ -113,6 +113,7 @@ def one_row(sass: str, turns: int, pairs: int, *, looped: bool) -> list[str]:
         for at, to in branches
         if first <= at and to <= last and any(at < a and b < to for a, b in rare)
     ]
+    assert all(any(at < a and b < to for at, to in skipped) for a, b in rare), "no branch skips it"
     ops = collections.Counter(
         op for at, op in code if first <= at <= last and not any(a < at < b for a, b in skipped)
     )

@@ -40,7 +40,8 @@ class OpKernel:
         tile: most coordinates of a tile, where each sample has one thread, see `Program`; one
             coordinate, or one four, stays one where it has several.
         out_tile: most outputs of a tile, likewise.
-        pieces: whether the summary takes the row in `Row.pieces`; else it needs whole tiles.
+        pieces: whether the summary takes the row in `Row.pieces` or as `Row.whole`; else it needs
+            whole tiles.
         aid: (math of the noise, x, sigma) of all rows, `times` of the program -> their `Aid`, or
             None if they need none.
         best: (values of the winners of a row's pieces [..., n, lanes], in the order of coordinates;

@@ -4,10 +4,10 @@ Many threads hold a row, and memory its sorted words. For ranks, words hold leve
 as in `pallas_network`, and the place of each is stored at its coordinate. Where two of a row share
 a level, their keys decide, which are found in memory by their coordinates.
 
-Where three share one, and in rows so long that some always would, whole keys are sorted. Each key
-of the row then looks up, by bisection, how many are smaller. Where no two are equal these are the
-ranks. Where some are, the keys of a second round are these numbers with the coordinates below them,
-of which no two are equal.
+Where three share one or many pairs do, and in rows so long that some always would, whole keys are
+sorted. Each key of the row then looks up, by bisection, how many are smaller. Where no two are
+equal these are the ranks. Where some are, the keys of a second round are these numbers with the
+coordinates below them, of which no two are equal.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from perturbk.kernels.pallas_network import level_word
 from perturbk.kernels.tuning import TUNING
 
 _LARGEST = np.int32(0x7FFFFFFF)
-# Pairs of a row whose keys decide, one after the other.
-_PAIRS_MOST = np.int32(16)
 
 SortKey = Callable[[jax.Array], jax.Array]
 
@@ -196,7 +194,8 @@ def _rank_by_levels(
 
     def unsettled(carry) -> jax.Array:
         _, place, turns, three = carry
-        return (jnp.min(jnp.min(place, 0)) < _LARGEST) & (turns < _PAIRS_MOST) & (three == 0)
+        more = turns < np.int32(TUNING.kernel_pairs_most)
+        return (jnp.min(jnp.min(place, 0)) < _LARGEST) & more & (three == 0)
 
     start = shared, first_of(shared), np.int32(0), np.int32(0)
     _, place, _, three = lax.while_loop(unsettled, settle, start)

@@ -116,9 +116,12 @@ class Tuning:
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
-    # Of these, rows in which three values rarely share a level. Then whole keys are sorted. Two do
-    # (Gumbel noise) in one row of 128 in two hundred, of 512 in six, of 1024 in two of three.
+    # Of these, rows in which three values rarely share a level. Then whole keys are sorted. Of 1024
+    # with Gumbel noise three do in one row of 300, and 1.8 pairs; of 512 0.2 pairs, of 128 0.001.
     kernel_levels_most: int = 1024
+    # Pairs of a row that are put in order one after the other, at 4 instructions per variate
+    # (sm_90). Of more, whole keys are sorted.
+    kernel_pairs_most: int = 16
     # Sorts of that kind, rows times samples, for which a kernel is chosen. Of these one follows the
     # other in a program: 1000 rows of 1000 took 340 us where XLA's sort took 90 (H100).
     kernel_sorts_least: int = 8000

@@ -144,9 +144,9 @@ def test_two_that_share_a_level(op, equal, undecided, monkeypatch):
         monkeypatch.setattr(pallas_sorted, "level_word", coarse)
     x = normal(1, 2, 70) + np.float32(20000 if equal else 0)
     for pairs_most, at_least, at_most in ((16, 0, 0.1), (0, 0.5, 1)):
-        monkeypatch.setattr(pallas_sorted, "_PAIRS_MOST", pairs_most)
         ours, reference = _both("samples", op, 70, 300)
-        found, exact = (np.asarray(ranks(x, 1.0)) for ranks in (ours, reference))
+        with tuned(kernel_pairs_most=pairs_most):
+            found, exact = (np.asarray(ranks(x, 1.0)) for ranks in (ours, reference))
         left = undecided(found)
         np.testing.assert_array_equal(found[~left], exact[~left])
         assert at_least <= left.mean() <= at_most

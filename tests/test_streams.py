@@ -11,6 +11,7 @@ from scipy import stats
 import perturbk
 from checks import assert_relatively_close, assert_rounding_apart, normal, quick, quick_jit, tuned
 from perturbk.kernels import reference
+from perturbk.kernels.streams import STREAMS
 
 KEY = jax.random.key(5)
 OTHERS = tuple(reference.DRAWS)
@@ -23,6 +24,16 @@ def drawn(rng, noise, num_samples, shape, leaf=0):
     draw = reference.DRAWS[rng](KEY, noise)
     like = jnp.zeros(shape)
     return np.asarray(quick(jax.vmap(lambda s: draw(s, leaf, like)), np.arange(num_samples)))
+
+
+def test_words_grow_by_their_steps():
+    """Kernels make those of all samples from the first's."""
+    streams = [stream for stream in (of_last(7) for of_last in STREAMS.values()) if stream.steps]
+    assert streams
+    for stream in streams:
+        words = stream.words(KEY, 5, 3)
+        grown = words[:, :1] + np.arange(5, dtype=np.uint32) * np.uint32(stream.steps)[:, None]
+        np.testing.assert_array_equal(words, grown)
 
 
 @pytest.mark.parametrize("noise", NOISES)
