@@ -21,6 +21,7 @@ from perturbk.kernels.draws import Draws
 from perturbk.kernels.ops import op_math
 from perturbk.kernels.pallas import launch, machine, power_of_two, program_for
 from perturbk.kernels.pallas_op_kernels import op_kernel
+from perturbk.kernels.pallas_pieces import winners
 from perturbk.kernels.pallas_rows import Part, Row, column_at, fill_to, in_fours
 from perturbk.kernels.pallas_words import SampleWords
 from perturbk.kernels.streams import THREEFRY, Stream
@@ -281,30 +282,17 @@ class Launch:
         if self.pieces == 1:
             return codes.reshape(self.groups, self.shared, self.rows, *shape, self.num_samples)
         codes = codes.reshape(self.groups, self.shared, self.rows, -1, self.num_samples)
-        return self._best(codes, keys)
-
-    def _best(self, codes: jax.Array, keys: jax.Array) -> jax.Array:
-        """The winners [..., *code, N] among those of all pieces, [groups, shared, rows, n, N].
-
-        Their noise is drawn again, and the same comparison as in a kernel made.
-        """
-        at = codes.astype(jnp.int32)
-        row = lax.broadcasted_iota(jnp.int32, (1, 1, self.rows, 1, 1), 2)
-        words = tuple(keys[:, i, None, None, None] for i in range(keys.shape[1]))
-        draws = Draws(self.stream, self.noise, words, row, self.d, self.inner)
-        x, sigma = (
-            jnp.take_along_axis(a, at.reshape(*at.shape[:3], -1), 3).reshape(at.shape)
-            if a.shape[3] > 1
-            else a[..., None]
-            for a in self.of_rows
+        return winners(
+            codes,
+            keys,
+            *self.of_rows,
+            pieces=self.pieces,
+            length=self.length,
+            best=self.kernel.best,
+            noise=self.noise,
+            inner=self.inner,
+            stream=self.stream,
         )
-        y = x + sigma * draws(at)
-        # A piece that ends early may hold fewer than it has places for.
-        piece = np.arange(at.shape[3], dtype=np.int32) * self.pieces // at.shape[3]
-        real = at >= piece.reshape(1, 1, 1, -1, 1) * np.int32(self.length)
-        best = self.kernel.best(y, jnp.broadcast_to(real, y.shape))
-        places = best.reshape(*at.shape[:3], -1, self.num_samples)
-        return jnp.take_along_axis(codes, places, 3).reshape(best.shape)
 
     def run(self, body, name: str, extra, extra_spec, out_specs, out_shapes) -> list[jax.Array]:
         """The outputs of body(ref to scratch or None, refs to operands and outputs)."""
