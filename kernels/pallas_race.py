@@ -129,15 +129,16 @@ _VARIATES = Rules(
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> Aid | None:
     """What a `Race` needs, or None for rows that are not raced. All must be on one scale."""
     rules = _EXPONENTIALS if math.above else _VARIATES if math.near else None
-    fours = 4 * (k + 2)  # that are in front
-    d, least = x.shape[-1], max(fours, TUNING.race_least, TUNING.race_least_for_each * k)
+    in_front = 4 * (k + 2)
+    d, least = x.shape[-1], max(in_front, TUNING.race_least, TUNING.race_least_for_each * k)
     if rules is None or sigma.shape[-1] > 1 or not least <= d <= TUNING.race_most:
         return None
-    fours = TUNING.race_piece if k <= TUNING.race_pieces_most else 1
-    together = False
-    for count, least, least_for_each in TUNING.race_together:
-        if times == 1 and d >= max(least, least_for_each * k):
-            fours, together = count, True
+    together = times == 1 and d >= max(TUNING.race_twos_least, TUNING.race_twos_least_for_each * k)
+    if together:
+        four = d >= max(TUNING.race_fours_least, TUNING.race_fours_least_for_each * k)
+        fours = 4 if four else 2
+    else:
+        fours = TUNING.race_piece if k <= TUNING.race_pieces_most else 1
     tile = 4 * times * fours
     weights, limits = rules.operands(x, sigma, k)
     columns = (

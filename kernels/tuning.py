@@ -83,11 +83,14 @@ class Tuning:
     # second number, since a thread keeps as many for each.
     race_piece: int = 2
     race_pieces_most: int = 6
-    # How many fours are in front together, from so many coordinates on and so many for each winner.
-    # A variate takes 1.4 and 2.3 instructions less (sm_90; of 5 winners 5 and 8, of 32 21 and 32).
-    # For each winner one and three more fours are drawn again, at 120 instructions by Philox and
-    # 510 by Threefry.
-    race_together: tuple[tuple[int, int, int], ...] = ((2, 512, 24), (4, 2048, 96))
+    # From so many coordinates on, and so many for each winner, two and four fours are in front
+    # together. A variate takes 1.4 and 2.3 instructions less (sm_90; of 5 winners 5 and 8, of 32 21
+    # and 32). For each winner one and three more fours are drawn again, at 120 instructions by
+    # Philox and 510 by Threefry.
+    race_twos_least: int = 512
+    race_twos_least_for_each: int = 24
+    race_fours_least: int = 2048
+    race_fours_least_for_each: int = 96
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.
     kernel_ranking_tile: int = 32
