@@ -18,6 +18,7 @@ from jax import lax
 from perturbk.kernels.machine import Machine, negative
 
 Words = Sequence[jax.Array]  # uint32
+Factors = tuple[jax.Array, jax.Array]
 
 _TINY = np.float32(np.finfo(np.float32).tiny)
 _LOWEST = np.nextafter(np.float32(-1), np.float32(0))
@@ -113,8 +114,8 @@ _NEAR_NORMAL = (
 )
 
 
-def _near_normal(bits: jax.Array, machine: Machine) -> jax.Array:
-    """`_normal`, within 2^-19 where a compiler rounds u^2 as `lax.erf_inv` does, else 2^-15.
+def _near_normal(bits: jax.Array, machine: Machine) -> Factors:
+    """Factors of `_normal`: to 2^-19 where a compiler rounds u^2 as `lax.erf_inv` does, else 2^-15.
 
     With u on (-1, 1), z / u is a smooth function of w = -log(1 - u^2), and nearly a polynomial in
     the root of w + 1.75. Its coefficients are those of least largest error in z, 6e-7, found
@@ -127,23 +128,26 @@ def _near_normal(bits: jax.Array, machine: Machine) -> jax.Array:
     *others, total = map(np.float32, _NEAR_NORMAL)
     for c in reversed(others):
         total = machine.fma(total, t, c)
-    return u * total
+    return u, total
 
 
-def _near_normals(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
+def _near_normals(words: Words, machine: Machine) -> tuple[Factors, ...]:
     return tuple(_near_normal(bits, machine) for bits in words)
 
 
 def near_normal_moments(
-    near: Callable[[Words, Machine], tuple[jax.Array, ...]],
+    near: Callable[[Words, Machine], tuple[Factors, ...]],
 ) -> Callable[[int], QuickMoments]:
     """`NoiseMath.quick_moments` from `NoiseMath.near`."""
+
+    def products(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
+        return tuple(a * b for a, b in near(words, machine))
 
     def zeros(words: Words, machine: Machine) -> tuple[jax.Array, ...]:
         del machine
         return tuple(jnp.zeros(bits.shape, jnp.float32) for bits in words)
 
-    score = QuickMoments(near, np.float32(1), np.float32(0))
+    score = QuickMoments(products, np.float32(1), np.float32(0))
     constant = QuickMoments(zeros, np.float32(1), np.float32(-1))
     return lambda order: score if order == 1 else constant
 
@@ -166,8 +170,8 @@ class NoiseMath:
             held, each side draws them.
         above: bits -> a number from u + 2^-22 to u + 2^-21, where exp(-z) = -log u; None if z is
             not made so.
-        near: (words of bits, machine) -> z of each by a machine's quick functions, within 2^-15 of
-            what `variate` makes there; None if there is `above` or nothing quick.
+        near: (words of bits, machine) -> two factors of each z by a machine's quick functions,
+            within 2^-15 of what `variate` makes there; None if there is `above` or nothing quick.
         quick_moments: order m -> h_m(z) from words of bits, likewise, or within 2^-21 if there is
             `above`; None if it has none.
         together: the words that these two take: any number, or as many as are drawn together.
@@ -178,7 +182,7 @@ class NoiseMath:
     highest_order: int | None = None
     divided: bool = False
     above: Callable[[jax.Array], jax.Array] | None = None
-    near: Callable[[Words, Machine], tuple[jax.Array, ...]] | None = None
+    near: Callable[[Words, Machine], tuple[Factors, ...]] | None = None
     quick_moments: Callable[[int], QuickMoments] | None = None
     together: int = 1
 

@@ -72,8 +72,8 @@ class Rules:
 
     operands: Callable[..., tuple[jax.Array, Limits]]
     no_chance: np.float32
-    marks: Callable[[Draws, Drawn], Drawn]
-    values: Callable[[Drawn, Sequence[jax.Array], Limits, Machine], Sequence[jax.Array]]
+    marks: Callable[[Draws, Drawn], Sequence]
+    values: Callable[[Sequence, Sequence[jax.Array], Limits, Machine], Sequence[jax.Array]]
     bound: Callable[[jax.Array, Limits], jax.Array]
 
 
@@ -120,7 +120,7 @@ _VARIATES = Rules(
     np.float32(-np.inf),
     lambda draws, words: draws.math.near(words, draws.machine),
     lambda marks, weights, limits, machine: [
-        machine.fma(limits[0], z, x) for x, z in zip(weights, marks, strict=True)
+        machine.fma(limits[0] * a, b, x) for x, (a, b) in zip(weights, marks, strict=True)
     ],
     lambda y, limits: y - (limits[1] + _OF_SUM * jnp.abs(y)),
 )

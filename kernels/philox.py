@@ -17,6 +17,7 @@ from jax import lax
 from perturbk.kernels.machine import ANGLE, PLAIN, Machine, negative
 from perturbk.kernels.noise import (
     ABOVE,
+    Factors,
     NoiseMath,
     gumbel_moment,
     near_normal_moments,
@@ -84,7 +85,7 @@ def radius(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
     The tail has all the digits of small uniforms here; those next to one only blur the centre.
     """
     log = machine.log(_unit(bits, machine))
-    return jnp.sqrt(jnp.maximum(np.float32(-2) * log, np.float32(0)))  # at one, log may round up
+    return jnp.sqrt(jnp.abs(np.float32(-2) * log))  # next to one, log may round up
 
 
 def cos_sin_of_turns(bits: jax.Array, machine: Machine = PLAIN) -> tuple[jax.Array, jax.Array]:
@@ -120,13 +121,13 @@ def _two_normals(w0: jax.Array, w1: jax.Array, machine: Machine) -> tuple[jax.Ar
     return r * cos, r * sin
 
 
-def _near_normals(words: Sequence[jax.Array], machine: Machine) -> tuple[jax.Array, ...]:
-    """The same by quick functions."""
+def _near_normals(words: Sequence[jax.Array], machine: Machine) -> tuple[Factors, ...]:
+    """The same by quick functions: radius and cosine or sine of each."""
     found = []
     for w0, w1 in zip(words[::2], words[1::2], strict=True):
         square = np.float32(-2 * np.log(2)) * machine.log2(_unit(w0, machine))
-        r = machine.sqrt(jnp.maximum(square, np.float32(0)))
-        found += [r * part for part in machine.cos_sin(w1)]
+        r = machine.sqrt(jnp.abs(square))
+        found += [(r, part) for part in machine.cos_sin(w1)]
     return tuple(found)
 
 

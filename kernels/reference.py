@@ -78,7 +78,7 @@ def philox_draw(key: jax.Array, noise: str) -> Draw:
     """The noise of `rng="philox"`, element by element; `noise` is a name in `philox.NOISES`.
 
     Element e of leaf i, seen as rows along its last axis, is word `column % 4` of the counter
-    (column // 4, row, sample, i) under two words of the key; `philox.py` says what becomes of it.
+    (row, sample, i, column // 4) under two words of the key; `philox.py` says what becomes of it.
     """
     k0, k1 = jax.random.bits(key, (2,), jnp.uint32)
 
@@ -87,7 +87,7 @@ def philox_draw(key: jax.Array, noise: str) -> Draw:
         element = jnp.arange(leaf.size, dtype=jnp.uint32)
         row, column = element // last, element % last
         sample = jnp.broadcast_to(s, row.shape).astype(jnp.uint32)
-        counter = (column // 4, row, sample, jnp.full_like(row, i))
+        counter = (row, sample, jnp.full_like(row, i), column // 4)
         math = philox.NOISES[noise]
         drawn = math.one(philox.philox4x32(k0, k1, counter), column % 4)
         return math.math().variate(drawn).reshape(leaf.shape)

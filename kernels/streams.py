@@ -192,7 +192,11 @@ class ThreefryPair(_ByRow):
 
 @dataclasses.dataclass(frozen=True)
 class Philox(_ByRow):
-    """Counter (four elements, row, sample, leaf) under two words of the key, of any kind."""
+    """Counter (row, sample, leaf, four elements) under two words of the key, of any kind.
+
+    A loop over samples, or fours, changes a word that is not multiplied before the second round:
+    then four of the twenty products are the same in all of its turns.
+    """
 
     words_per_sample = 4
     steps = 0, 0, 1, 0
@@ -222,7 +226,7 @@ class Philox(_ByRow):
     def bits_four(self, words, counter, machine):
         k0, k1, sample, leaf = words
         row, column = counter
-        counter = jnp.broadcast_arrays(column >> np.uint32(2), row, sample, leaf)
+        counter = jnp.broadcast_arrays(row, sample, leaf, column >> np.uint32(2))
         return philox.philox4x32(k0, k1, tuple(counter), machine)
 
 

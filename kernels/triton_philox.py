@@ -21,7 +21,7 @@ def _product(a, b: tl.constexpr):
 def encrypted(words, row, four):
     """Four words of random bits at a counter; all uint32, one of them of full shape."""
     k0, k1, sample, leaf = words
-    c0, c1, c2, c3 = four, row, sample, leaf
+    c0, c1, c2, c3 = row, sample, leaf, four
     for i in tl.static_range(10):
         high0, low0 = _product(c0, 0xD2511F53)
         high1, low1 = _product(c2, 0xCD9E8D57)
@@ -60,7 +60,7 @@ def exponential(bits, DRAWS: tl.constexpr):
 
 @triton.jit
 def _radius(bits, DRAWS: tl.constexpr):
-    return tl.sqrt(tl.maximum(-2.0 * short_log(_unit(bits), DRAWS), 0.0))
+    return tl.sqrt(tl.abs(-2.0 * short_log(_unit(bits), DRAWS)))
 
 
 @triton.jit

@@ -89,7 +89,7 @@ class Tuning:
     # Philox and 510 by Threefry.
     race_twos_least: int = 512
     race_twos_least_for_each: int = 24
-    race_fours_least: int = 2048
+    race_fours_least: int = 768
     race_fours_least_for_each: int = 96
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.
