@@ -55,6 +55,7 @@ class Machine:
         product: (high, low) words of the product of uint32 values and a constant.
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
+        full_log: the same within 1 ulp, for such noise.
         log2: the binary one, likewise.
         sqrt: square root of float32 values of at least zero, with a relative error of 2^-22; not
             for such noise either.
@@ -70,6 +71,7 @@ class Machine:
     product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log
+    full_log: Callable[[jax.Array], jax.Array] = jnp.log
     log2: Callable[[jax.Array], jax.Array] = jnp.log2
     sqrt: Callable[[jax.Array], jax.Array] = jnp.sqrt
     cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin

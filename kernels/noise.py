@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.machine import Machine, negative
+from perturbk.kernels.machine import PLAIN, Machine, negative
 
 Words = Sequence[jax.Array]  # uint32
 Factors = tuple[jax.Array, jax.Array]
@@ -48,13 +48,9 @@ def _positive(bits: jax.Array) -> jax.Array:
     return jnp.maximum(_unit(bits), _TINY)
 
 
-def _exponential(bits: jax.Array) -> jax.Array:
+def _exponential(bits: jax.Array, machine: Machine) -> jax.Array:
     """E = exp(-z) of the Gumbel variate z."""
-    return negative(jnp.log(_positive(bits)))
-
-
-def _gumbel(bits: jax.Array) -> jax.Array:
-    return negative(jnp.log(_exponential(bits)))
+    return negative(machine.full_log(_positive(bits)))
 
 
 def gumbel_moment(e: jax.Array, order: int, power: int) -> jax.Array:
@@ -187,21 +183,27 @@ class NoiseMath:
     together: int = 1
 
 
-# Of uint32 bits, z equal to `jax.random`'s for the same bits. A new noise is one line here and in
-# `philox.NOISES`, and its class in `perturbk/distributions.py`.
-NOISES: dict[str, NoiseMath] = {
-    "gumbel": NoiseMath(
-        _gumbel,
-        lambda bits, m, n: gumbel_moment(_exponential(bits), m, n),
+def _gumbel_math(machine: Machine = PLAIN) -> NoiseMath:
+    return NoiseMath(
+        lambda bits: negative(machine.full_log(_exponential(bits, machine))),
+        lambda bits, m, n: gumbel_moment(_exponential(bits, machine), m, n),
         above=_above,
         quick_moments=quick_gumbel_moments(lambda bits, _: _positive(bits)),
-    ),
-    "normal": NoiseMath(
+    )
+
+
+def _normal_math(machine: Machine = PLAIN) -> NoiseMath:
+    del machine
+    return NoiseMath(
         _normal,
         lambda bits, m, n: normal_moment(_normal(bits), m, n),
         highest_order=2,
         divided=True,
         near=_near_normals,
         quick_moments=near_normal_moments(_near_normals),
-    ),
-}
+    )
+
+
+# Machine -> math of uint32 bits, z equal to `jax.random`'s for the same bits. A new noise is one
+# line here and in `philox.NOISES`, and its class in `perturbk/distributions.py`.
+NOISES: dict[str, Callable[..., NoiseMath]] = {"gumbel": _gumbel_math, "normal": _normal_math}

@@ -81,18 +81,20 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Ca
     def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
         bits = max(1, (row.d - 1).bit_length())
         assert bits <= 6, "a word holds all levels of 64 coordinates"
-        below = np.int32((1 << bits) - 1)  # the bits of the coordinate
+        below = np.uint32((1 << bits) - 1)  # the bits of the coordinate
         ascending = row.draws.machine.ascending
         word = functools.partial(level_word, row, bits=bits, descending=descending)
         words, product = _in_turn(row, word, tangent_ref)
-        words = ascending(words)
+        words = [lax.bitcast_convert_type(word, jnp.uint32) for word in ascending(words)]
         places = reversed(range(row.d)) if descending else range(row.d)
-        by_coordinate = [
-            ((word & below) << np.int32(bits)) | np.int32(place)
+        by_coordinate = [  # in the upper bits
+            (word << np.uint32(32 - bits)) | np.uint32(place)
             for word, place in zip(words, places, strict=True)
         ]
-        sorted_ranks = tuple(word & below for word in ascending(by_coordinate))
-        in_doubt = _in_doubt(words, np.uint32(below), row)
+        sorted_ranks = tuple(
+            lax.bitcast_convert_type(word & below, jnp.int32) for word in ascending(by_coordinate)
+        )
+        in_doubt = _in_doubt(words, below, row)
         found = lax.cond(in_doubt, lambda: _counted(row, sort_key), lambda: sorted_ranks)
         return found, product
 
@@ -118,7 +120,7 @@ def level_word(
 
 def _in_doubt(words: Sequence[jax.Array], below: np.uint32, row) -> jax.Array:
     """Whether two neighbours of any sample share a level, or the row is to be counted."""
-    apart = (lax.bitcast_convert_type(a ^ b, jnp.uint32) for a, b in itertools.pairwise(words))
+    apart = (a ^ b for a, b in itertools.pairwise(words))
     nearest = functools.reduce(lax.min, apart, jnp.full((1, row.lanes), _LARGEST))
     doubt = jnp.where(nearest <= below, np.float32(1), row.aid[2, 0])
     return jnp.max(jnp.max(doubt, 0)) > 0

@@ -114,7 +114,7 @@ def threefry_pair_draw(key: jax.Array, noise: str) -> Draw:
         cell = row * ((last + 1) // 2) + column // 2
         first, second = threefry2x32(*of_leaf, jnp.zeros_like(cell), cell)
         bits = jnp.where(column % 2 == 0, first, second)
-        return NOISES[noise].variate(bits).reshape(leaf.shape)
+        return NOISES[noise]().variate(bits).reshape(leaf.shape)
 
     return draw
 

@@ -58,8 +58,7 @@ class Stream:
 
     def math(self, noise: str, machine: Machine = PLAIN) -> NoiseMath:
         """What to do with what is drawn; by default, with bits."""
-        del machine
-        return NOISES[noise]
+        return NOISES[noise](machine)
 
     def draw(self, noise: str, words: Counter, counter: Counter, machine: Machine) -> jax.Array:
         """What is drawn at a counter; words and counter broadcast against each other."""

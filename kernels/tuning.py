@@ -142,7 +142,7 @@ class Tuning:
     # at a time.
     kernel_whole_programs: int = 2048
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
-    kernel_network_turn: int = 16
+    kernel_network_turn: int = 32
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
     # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
     kernel_stores: int = 16

@@ -94,10 +94,10 @@ WRONG_SCORES = {
 
 @pytest.mark.parametrize(("op", "noise"), [("argmax", "Gumbel"), ("ranking", "Normal")])
 def test_a_wrong_score_is_caught(op, noise, implementation, monkeypatch):
-    math = NOISES[noise.lower()]
+    math = NOISES[noise.lower()]()
     moment = WRONG_SCORES[noise.lower()](math)
     wrong = dataclasses.replace(math, moment=moment, quick_moments=None)
-    monkeypatch.setitem(NOISES, noise.lower(), wrong)
+    monkeypatch.setitem(NOISES, noise.lower(), lambda machine: wrong)
     with fresh_caches():
         value, jacobian = z_scores(op, noise, implementation)
     assert np.max(np.abs(value)) < 6  # the value does not use it

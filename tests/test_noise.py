@@ -33,7 +33,7 @@ def exact_variate(noise, bits):
 
 
 def orders(noise):
-    return range(1, (NOISES[noise].highest_order or 4) + 1)
+    return range(1, (NOISES[noise]().highest_order or 4) + 1)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -43,7 +43,7 @@ def test_variates_are_bit_equal_to_jax_random(noise):
     @jax.jit
     def variates(words):
         element = jax.lax.iota(jnp.uint32, 2000)
-        return NOISES[noise].variate(element_bits(words[0], words[1], element))
+        return NOISES[noise]().variate(element_bits(words[0], words[1], element))
 
     expected = jax.jit(lambda k: NOISE_SAMPLERS[noise.title()](k, shape))(key)
     np.testing.assert_array_equal(variates(jax.random.key_data(key)), expected.ravel())
@@ -52,7 +52,7 @@ def test_variates_are_bit_equal_to_jax_random(noise):
 @pytest.mark.parametrize("noise", NOISES)
 def test_variates_are_finite_and_increase_with_the_bits(noise):
     bits = np.unique(np.concatenate([EXTREME, np.arange(0, 2**32, 2**16, dtype=np.uint32)]))
-    z = np.asarray(NOISES[noise].variate(bits))
+    z = np.asarray(NOISES[noise]().variate(bits))
     assert np.isfinite(z).all()
     assert (np.diff(z) >= 0).all() and z[0] < -4 and z[-1] > 5
 
@@ -62,7 +62,7 @@ def test_moments_are_finite_and_those_of_the_density(noise):
     z = exact_variate(noise, BITS)
     for order in orders(noise):
         for power in range(4):
-            found = np.asarray(NOISES[noise].moment(BITS, order, power), np.float64)
+            found = np.asarray(NOISES[noise]().moment(BITS, order, power), np.float64)
             assert np.isfinite(found).all()
             h = MOMENTS[noise](z, order)
             # Eight roundings in h and in each factor z, absolute since z passes through zero.
@@ -83,4 +83,4 @@ def test_log_prob_has_these_moments(noise):
 
 def test_moments_above_the_highest_order_vanish():
     third = jax.grad(jax.grad(jax.grad(perturbk.Normal().log_prob)))
-    assert NOISES["normal"].highest_order == 2 and third(1.5) == 0
+    assert NOISES["normal"]().highest_order == 2 and third(1.5) == 0

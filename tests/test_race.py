@@ -92,14 +92,15 @@ def test_proved_winners_of_normal_noise_are_exact(op, d, sigma, spread, rng, und
 
 
 def test_normal_variates_that_are_not_near_are_caught(undecided, monkeypatch):
-    normal_math = noise.NOISES["normal"]
+    normal_math = noise.NOISES["normal"]()
 
     def rough(words, machine):
         near = normal_math.near(words, machine)
         less = (1 - (bits >> 9 & 1).astype(jnp.float32) / 64 for bits in words)
         return tuple((a * factor, b) for factor, (a, b) in zip(less, near, strict=True))
 
-    monkeypatch.setitem(noise.NOISES, "normal", dataclasses.replace(normal_math, near=rough))
+    sabotaged = dataclasses.replace(normal_math, near=rough)
+    monkeypatch.setitem(noise.NOISES, "normal", lambda machine: sabotaged)
     races = _races(1000, 4000, noise_="normal")
     raced, exact = (np.asarray(race(jnp.zeros((1, 1000)), 1)) for race in races)
     decided = ~undecided(raced)
@@ -112,8 +113,8 @@ def test_a_race_without_bounds_is_caught(undecided, monkeypatch):
     def below(bits):
         return jnp.floor(noise._unit(bits) * 2.0**12) * np.float32(2.0**-12)
 
-    gumbel = dataclasses.replace(noise.NOISES["gumbel"], above=below)
-    monkeypatch.setitem(noise.NOISES, "gumbel", gumbel)
+    gumbel = dataclasses.replace(noise.NOISES["gumbel"](), above=below)
+    monkeypatch.setitem(noise.NOISES, "gumbel", lambda machine: gumbel)
     monkeypatch.setattr(pallas_launch, "machine", lambda platform: PLAIN)
     raced, exact = (np.asarray(race(jnp.zeros((1, 1000)), 1)) for race in _races(1000, 20_000))
     decided = ~undecided(raced)
@@ -145,7 +146,7 @@ def test_in_doubt_all_are_compared(noise_):
 def test_short_rows_and_scales_of_their_own_are_not_raced(k):
     def raced(d, scales=1, noise_="gumbel"):
         rows = jnp.zeros((1, 1, 1, d)), jnp.ones((1, 1, 1, scales))
-        return pallas_race.aid(noise.NOISES[noise_], *rows, 1, k) is not None
+        return pallas_race.aid(noise.NOISES[noise_](), *rows, 1, k) is not None
 
     least = max(TUNING.race_least, TUNING.race_least_for_each * k)
     assert raced(least)
@@ -161,7 +162,7 @@ def test_bounds(rng):
     if rng == "jax":
         bits = mantissa << 9
         u = mantissa / 2.0**23
-        above = noise.NOISES["gumbel"].above(jnp.asarray(bits))
+        above = noise.NOISES["gumbel"]().above(jnp.asarray(bits))
     else:
         bits = mantissa << 9 | 511 * (mantissa & 1)  # either end of what is rounded down
         u = 1 - (bits + 0.5) / 2.0**32
@@ -188,7 +189,7 @@ def test_quick_moments(rng, order):
 def test_near_normals():
     """For every one of the 2^23 uniforms."""
     bits = jnp.arange(1 << 23, dtype=jnp.uint32) << 9
-    math = noise.NOISES["normal"]
+    math = noise.NOISES["normal"]()
     near = quick_jit(lambda bits: jnp.multiply(*math.near((bits,), CROOKED)[0]))(bits)
     errors = np.abs(near - quick_jit(math.variate)(bits))
     assert np.max(errors) < noise.NEAR and np.mean(errors) < 2.0**-20

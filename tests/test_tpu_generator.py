@@ -40,7 +40,7 @@ def stand_in(key, noise):
         cell = row * np.uint32(-(-last // together)) + column // together
         seeds = threefry2x32(*of_leaf, s // 1024, cell)
         bits, _ = threefry2x32(*seeds, column % together, s % 1024)
-        return NOISES[noise].variate(bits).reshape(leaf.shape)
+        return NOISES[noise]().variate(bits).reshape(leaf.shape)
 
     return draw
 
