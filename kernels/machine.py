@@ -56,6 +56,7 @@ class Machine:
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
         full_log: the same within 1 ulp, for such noise.
+        erf_inv: inverse error function of float32 values between -1 and 1, for such noise.
         log2: the binary one, likewise.
         sqrt: square root of float32 values of at least zero, with a relative error of 2^-22; not
             for such noise either.
@@ -72,6 +73,7 @@ class Machine:
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log
     full_log: Callable[[jax.Array], jax.Array] = jnp.log
+    erf_inv: Callable[[jax.Array], jax.Array] = lax.erf_inv
     log2: Callable[[jax.Array], jax.Array] = jnp.log2
     sqrt: Callable[[jax.Array], jax.Array] = jnp.sqrt
     cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin

@@ -97,9 +97,9 @@ def quick_gumbel_moments(
     return lambda order: QuickMoments(values, np.float32(np.log(2)), np.float32(order == 1))
 
 
-def _normal(bits: jax.Array) -> jax.Array:
+def _normal(bits: jax.Array, machine: Machine) -> jax.Array:
     u = _unit(bits) * (np.float32(1) - _LOWEST) + _LOWEST
-    return _SQRT2 * lax.erf_inv(jnp.maximum(u, _LOWEST))
+    return _SQRT2 * machine.erf_inv(jnp.maximum(u, _LOWEST))
 
 
 _NEAR_NORMAL = (
@@ -193,10 +193,9 @@ def _gumbel_math(machine: Machine = PLAIN) -> NoiseMath:
 
 
 def _normal_math(machine: Machine = PLAIN) -> NoiseMath:
-    del machine
     return NoiseMath(
-        _normal,
-        lambda bits, m, n: normal_moment(_normal(bits), m, n),
+        lambda bits: _normal(bits, machine),
+        lambda bits, m, n: normal_moment(_normal(bits, machine), m, n),
         highest_order=2,
         divided=True,
         near=_near_normals,
