@@ -151,7 +151,7 @@ _OF_JACOBIAN = functools.partial(Kernel, noise="gumbel", vectors=4)
 _DRAWN = ("jax", "philox")
 _TRITON = functools.partial(Kernel, implementation="triton")
 _RANKED = dict(loops=2, d=64)  # drawn in one loop, ranked in another
-_SORTED = [dict(variates=d, turns=-(-d // 16), d=d) for d in (16, 64)]
+_SORTED = [dict(variates=d, turns=-(-d // 32), d=d) for d in (16, 64)]
 _IN_TILES = functools.partial(Kernel, noise="gumbel", op="ranking")
 KERNELS = [
     *(
@@ -168,17 +168,16 @@ KERNELS = [
     # Behind the loop of a race are those in which the winners' fours are drawn again, and, where it
     # proves nothing, all is compared exactly.
     *(
-        Kernel(primitive, noise, op, rng=rng, race=True)
+        Kernel(primitive, noise, op, variates, rng=rng, race=True)
         for rng in _DRAWN
-        for noise, op in (
-            ("gumbel", "argmax"),
-            ("normal", "argmax"),
-            ("gumbel", "top_k_5"),
-            ("gumbel", "top_k_32"),
+        for noise, op, variates in (
+            ("gumbel", "argmax", 16),
+            ("normal", "argmax", 16),
+            ("gumbel", "top_k_5", 8),
+            ("gumbel", "top_k_32", 8),
         )
         for primitive in ("samples", "samples_and_dot")
     ),
-    *(Kernel("samples", "gumbel", "argmax", 16, rng=rng, race=True, d=4096) for rng in _DRAWN),
     *(
         Kernel(primitive, "gumbel", op, rng=rng, looped=primitive == "op_sum", **which)
         for rng in _DRAWN

@@ -135,8 +135,8 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int, k: int) -> 
         return None
     together = times == 1 and d >= max(TUNING.race_twos_least, TUNING.race_twos_least_for_each * k)
     if together:
-        four = d >= max(TUNING.race_fours_least, TUNING.race_fours_least_for_each * k)
-        fours = 4 if four else 2
+        several = max(TUNING.race_fours_least, TUNING.race_fours_least_for_each * k)
+        fours = 4 if d >= (TUNING.race_fours_one_least if k == 1 else several) else 2
     else:
         fours = TUNING.race_piece if k <= TUNING.race_pieces_most else 1
     tile = 4 * times * fours

@@ -84,12 +84,13 @@ class Tuning:
     race_piece: int = 2
     race_pieces_most: int = 6
     # From so many coordinates on, and so many for each winner, two and four fours are in front
-    # together. A variate takes 1.4 and 2.3 instructions less (sm_90; of 5 winners 5 and 8, of 32 21
+    # together. A variate takes 1.4 and 2.5 instructions less (sm_90; of 5 winners 5 and 8, of 32 21
     # and 32). For each winner one and three more fours are drawn again, at 120 instructions by
-    # Philox and 510 by Threefry.
+    # Philox and 510 by Threefry: for a single winner, four are level with two at 190 and 820.
     race_twos_least: int = 512
     race_twos_least_for_each: int = 24
-    race_fours_least: int = 768
+    race_fours_one_least: int = 768
+    race_fours_least: int = 2048
     race_fours_least_for_each: int = 96
     # Coordinates that are ranked together: the noise of the whole row is drawn once for each tile,
     # and the tile with its ranks stays in registers.

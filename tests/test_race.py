@@ -52,7 +52,7 @@ def _races(d, num_samples, rng="jax", op="argmax", noise_="gumbel"):
         ("argmax", 101, 0.5, 1.0, 1e-3),
         ("argmax", 1000, 0.1, 3.0, 1e-3),
         ("argmax", 1000, 0.01, 1.0, 1e-3),
-        ("argmax", 4096, 1.0, 0.0, 1e-3),
+        ("argmax", 600, 1.0, 0.0, 1e-3),
         ("top_k_3", 101, 0.5, 1.0, 1e-3),
         ("top_k_3", 1000, 0.1, 3.0, 1e-3),
         ("top_k_indices_8", 300, 1.0, 0.5, 1e-3),
