@@ -188,13 +188,14 @@ KERNELS = [
     *(
         Kernel("op_sum", "gumbel", "sort", variates, rng=rng, d=d)
         for rng in _DRAWN
-        for variates, d in ((16, 128), (32, 1024))
+        for variates, d in ((16, 128), (16, 256), (32, 1024))
     ),
     *(
         _IN_TILES(primitive, rng=rng, variates=variates, d=d, **which)
         for rng in _DRAWN
         for primitive, variates, d, which in (
             ("op_sum", 16, 128, dict(turns=1)),
+            ("op_sum", 16, 256, dict(turns=1)),
             ("op_sum", 32, 1024, dict(turns=1, pairs=2)),
         )
     ),

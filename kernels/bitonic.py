@@ -42,14 +42,14 @@ def ascending(tile: jax.Array, across: int) -> jax.Array:
             flips = jnp.where(row & np.int32(turning) == 0, np.int32(0), np.int32(-1))
             tile, turning = tile ^ flips, None
         for bit in reversed(bits[: k + 1]):
-            tile = _exchanged(tile, bit, turning)
+            tile = _exchanged(tile, bit, turning, between=bit < across)
         if flips is not None:
             tile = tile ^ flips
     return tile
 
 
-def _exchanged(tile: jax.Array, distance: int, turning: int | None) -> jax.Array:
-    """Compares rows at a distance."""
+def _exchanged(tile: jax.Array, distance: int, turning: int | None, between: bool) -> jax.Array:
+    """Compares rows at a distance, which may be between threads."""
     height, lanes = tile.shape
     shape = height // (2 * distance), 2, distance, 1
     block, upper, row = (lax.broadcasted_iota(jnp.int32, shape, i) for i in range(3))
@@ -59,5 +59,10 @@ def _exchanged(tile: jax.Array, distance: int, turning: int | None) -> jax.Array
     elif turning:
         keeps_low ^= block & np.int32(turning // (2 * distance)) != 0
     pairs = tile.reshape(*shape[:3], lanes)
-    low, high = jnp.min(pairs, 1, keepdims=True), jnp.max(pairs, 1, keepdims=True)
+    if between:
+        # One exchange: the assembler does not always see that two reductions need the same.
+        others = jnp.sum(pairs, 1, keepdims=True, dtype=jnp.int32) - pairs
+        low, high = lax.min(pairs, others), lax.max(pairs, others)
+    else:
+        low, high = jnp.min(pairs, 1, keepdims=True), jnp.max(pairs, 1, keepdims=True)
     return jnp.where(keeps_low, low, high).reshape(tile.shape)

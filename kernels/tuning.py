@@ -132,9 +132,6 @@ class Tuning:
     # Words of a program, if rows are no longer: 16 for each thread of a warp, beside as many totals
     # and the noise. Twice as many take twice the registers (sm_90), to save a fortieth.
     kernel_sorted_tile: int = 512
-    # Longest rows whose addresses stay in registers from sample to sample. Longer ones would spill
-    # (600 bytes at 1024); not kept, those of 128 take a tenth more instructions.
-    kernel_sorted_kept: int = 128
     # Most words of a warp. More warps exchange words through shared memory.
     kernel_sorted_warp: int = 1024
     # Programs, if they need no more than one for a row; more runs of samples take turns. Each of
