@@ -40,8 +40,8 @@ class OpMath:
             block rather than from stored codes.
         out_size: d -> number of outputs of a row.
         constant: d -> whether the outputs are the same for every row of that size.
-        times: (number of a code, factor) -> factor * the output that it stands for, float32, where
-            each stands for one.
+        output: (number of a code, factor) -> the output that it stands for, float32, where each
+            stands for one; finite where the factor is 0.
         stored_together: (d, shared, in_fours) -> how many variates `codes` stores as one.
     """
 
@@ -55,8 +55,8 @@ class OpMath:
     streamed: bool
     out_size: Callable[[int], int] = lambda d: d
     constant: Callable[[int], bool] = lambda d: d == 1
-    times: Callable[[jax.Array, jax.Array], jax.Array] = lambda code, factor: (
-        factor * code.astype(jnp.float32)
+    output: Callable[[jax.Array, jax.Array], jax.Array] = lambda code, factor: code.astype(
+        jnp.float32
     )
     stored_together: Callable[[int, int, bool], int] = lambda d, shared, in_fours: 1
 
@@ -87,7 +87,7 @@ def _sort(sort: sorting.Sort) -> OpMath:
         largest=None,
         streamed=True,
         constant=lambda d: False,
-        times=sort.times,
+        output=sort.output,
     )
 
 

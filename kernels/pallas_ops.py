@@ -9,8 +9,6 @@ Operands are those of `xla.py`, cut by `pallas_launch.py`.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -110,8 +108,8 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             summary, w = plan.summary(row), weights_ref[0:1, lane]
 
             def add(t, carry):
-                terms = plan.op.times(plan.kernel.outputs(row, summary, t), w)
-                at = plan.out_at(t)
+                code, at = plan.kernel.outputs(row, summary, t), plan.out_at(t)
+                terms = w * plan.op.output(code, w)
                 out_ref[at, :] = out_ref[at, :] + jnp.sum(terms, 1, keepdims=True)
                 return carry
 
@@ -120,7 +118,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         def tile_of_numbers(lane, totals):
             w, numbers = weights_ref[0:1, lane], plan.summary(row_at(lane))
             pairs = zip(totals, numbers, strict=True)
-            return tuple(total + plan.op.times(number, w) for total, number in pairs)
+            return tuple(plan.add(total, number, w) for total, number in pairs)
 
         if plan.kernel.outputs:
             plan.over_outputs(clear, 0)
@@ -166,14 +164,15 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
             row = row_at(lane)
             summary = plan.summary(row)
             if not plan.kernel.outputs:
-                terms = (
-                    plan.op.times(piece, g_ref[plan.place(i)]) for i, piece in enumerate(summary)
-                )
-                return summed(functools.reduce(jnp.add, terms))
+                total = jnp.zeros(summary[0].shape, jnp.float32)
+                for i, number in enumerate(summary):
+                    total = plan.add(total, number, g_ref[plan.place(i)])
+                return summed(total)
 
             def add(t, total):
-                g = g_ref[plan.out_at(t), :]
-                return total + plan.op.times(plan.kernel.outputs(row, summary, t), g)
+                return plan.add(
+                    total, plan.kernel.outputs(row, summary, t), g_ref[plan.out_at(t), :]
+                )
 
             total = plan.over_outputs(add, jnp.zeros((plan.out_tile, plan.lanes), jnp.float32))
             return summed(total)

@@ -40,9 +40,10 @@ class Sort:
     ranking: str
     value: Callable[[jax.Array], jax.Array]
 
-    def times(self, key: jax.Array, factor: jax.Array) -> jax.Array:
-        """factor * value; what weighs nothing, as padding does, adds nothing, even if infinite."""
-        return jnp.where(factor == 0, np.float32(0), factor * self.value(key))
+    def output(self, key: jax.Array, factor: jax.Array) -> jax.Array:
+        """The value; 0 for what weighs nothing, as padding does, which adds nothing even if it is
+        infinite."""
+        return jnp.where(factor == 0, np.float32(0), self.value(key))
 
     @property
     def key(self) -> Callable[[jax.Array], jax.Array]:
@@ -115,9 +116,11 @@ def codes(
 def weighted(codes: jax.Array, weights: jax.Array, d: int, *, sort: Sort) -> jax.Array:
     """sum_s W_s sort(y_s): codes [..., rows, d, N] and weights [..., N] -> [..., rows, d]."""
     del d
-    return jnp.sum(sort.times(codes, weights[..., None, None, :]), -1)
+    weights = weights[..., None, None, :]
+    return jnp.sum(weights * sort.output(codes, weights), -1)
 
 
 def dot(codes: jax.Array, cotangent: jax.Array, *, sort: Sort) -> jax.Array:
     """<sort(y_s), g>, summed over rows: [..., rows, d, N] and [..., rows, d] -> [..., N]."""
-    return jnp.sum(sort.times(codes, cotangent[..., None]), (-3, -2))
+    cotangent = cotangent[..., None]
+    return jnp.sum(cotangent * sort.output(codes, cotangent), (-3, -2))

@@ -155,7 +155,7 @@ class _Call:
     def times(self, scratch, j: jax.Array, factor: jax.Array) -> jax.Array:
         """factor * output j of every sample, float32; any of them behind the last."""
         code = self.way.code(scratch, jnp.minimum(j, np.int32(self.d - 1)))
-        return self.math.times(code, factor)
+        return factor * self.math.output(code, factor)
 
 
 def samples(

@@ -74,7 +74,7 @@ def _next(keys, WIDTH: tl.constexpr, VALUES: tl.constexpr):
 
 @triton.jit
 def _times(code, factor, OP: tl.constexpr, VALUES: tl.constexpr):
-    """factor * the output that a code stands for; see `sorting.Sort.times`."""
+    """factor * the output that a code stands for; see `sorting.Sort.output`."""
     if VALUES:
         negative = code < 0
         number = tl.where(negative, -code, code).to(tl.float32, bitcast=True)
