@@ -151,6 +151,7 @@ _OF_JACOBIAN = functools.partial(Kernel, noise="gumbel", vectors=4)
 _DRAWN = ("jax", "philox")
 _TRITON = functools.partial(Kernel, implementation="triton")
 _RANKED = dict(loops=2, d=64)  # drawn in one loop, ranked in another
+# Turns as by `kernel_network_turn`.
 _SORTED = [dict(variates=d, turns=-(-d // 32), d=d) for d in (16, 64)]
 _IN_TILES = functools.partial(Kernel, noise="gumbel", op="ranking")
 KERNELS = [

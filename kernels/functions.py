@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ _TAIL = (
 Fma = Callable[..., jax.Array]  # as a `Machine`'s, and exact
 
 
-def _polynomial(coefficients: list[jax.Array], x: jax.Array, fma: Fma) -> jax.Array:
+def polynomial(coefficients: Iterable[jax.Array | np.float32], x: jax.Array, fma: Fma) -> jax.Array:
+    """The sum of coefficients times powers of x, from the 0th on, by Horner's rule."""
     *others, total = coefficients
     for c in reversed(others):
         total = fma(total, x, c)
@@ -44,7 +45,7 @@ def log(a: jax.Array, fma: Fma) -> jax.Array:
     bits = lax.bitcast_convert_type(a, jnp.int32)
     exponent = (bits - _LEAST) & _EXPONENT
     f = lax.bitcast_convert_type(bits - exponent, jnp.float32) - np.float32(1)
-    third = _polynomial([np.float32(c) for c in _THIRD], f, fma)
+    third = polynomial(map(np.float32, _THIRD), f, fma)
     log1p = fma(fma(third, f, np.float32(-0.5)), f * f, f)
     return fma(exponent.astype(jnp.float32), _LN2, log1p)
 
@@ -58,5 +59,5 @@ def erf_inv(x: jax.Array, fma: Fma) -> jax.Array:
     central = w < np.float32(5)
     t = jnp.where(central, w - np.float32(2.5), jnp.sqrt(w) - np.float32(3))
     pairs = zip(_CENTRAL, _TAIL, strict=True)
-    coefficients = [jnp.where(central, np.float32(a), np.float32(b)) for a, b in pairs]
-    return _polynomial(coefficients, t, fma) * x
+    coefficients = (jnp.where(central, np.float32(a), np.float32(b)) for a, b in pairs)
+    return polynomial(coefficients, t, fma) * x

@@ -55,9 +55,9 @@ class Machine:
         product: (high, low) words of the product of uint32 values and a constant.
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
-        full_log: the same within 1 ulp, for such noise.
-        erf_inv: inverse error function of float32 values between -1 and 1, for such noise.
         log2: the binary one, likewise.
+        full_log: natural logarithm of the same values within 1 ulp, also for such noise.
+        erf_inv: inverse error function of float32 values between -1 and 1, also for such noise.
         sqrt: square root of float32 values of at least zero, with a relative error of 2^-22; not
             for such noise either.
         cos_sin: uint32 turns, of which 2^32 are one -> cosine and sine, with an error of 2^-20; not
@@ -72,9 +72,9 @@ class Machine:
     product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log
+    log2: Callable[[jax.Array], jax.Array] = jnp.log2
     full_log: Callable[[jax.Array], jax.Array] = jnp.log
     erf_inv: Callable[[jax.Array], jax.Array] = lax.erf_inv
-    log2: Callable[[jax.Array], jax.Array] = jnp.log2
     sqrt: Callable[[jax.Array], jax.Array] = jnp.sqrt
     cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.functions import polynomial
 from perturbk.kernels.machine import PLAIN, Machine, negative
 
 Words = Sequence[jax.Array]  # uint32
@@ -121,10 +122,7 @@ def _near_normal(bits: jax.Array, machine: Machine) -> Factors:
     log = machine.log2(1 - u * u)
     root = machine.sqrt(machine.fma(log, np.float32(-np.log(2)), np.float32(1.75)))
     t = root - np.float32(2.76455368)
-    *others, total = map(np.float32, _NEAR_NORMAL)
-    for c in reversed(others):
-        total = machine.fma(total, t, c)
-    return u, total
+    return u, polynomial(map(np.float32, _NEAR_NORMAL), t, machine.fma)
 
 
 def _near_normals(words: Words, machine: Machine) -> tuple[Factors, ...]:

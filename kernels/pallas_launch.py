@@ -199,10 +199,6 @@ class Launch:
         """(pieces, height of each)."""
         return (1, self.tile) if self.kernel.whole else (self.out, 1)
 
-    def add(self, total: jax.Array, code: jax.Array, factor: jax.Array) -> jax.Array:
-        """total + factor * the output that numbers of a code stand for."""
-        return machine(self.platform).fma(factor, self.op.output(code, factor), total)
-
     def place(self, i: int, run=0) -> tuple[object, object]:
         """Where the numbers of piece i of a summary lie among all of a run, to index a column."""
         return column_at(run * self.out_width + i, self.summary_shape[1])

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.ops import keeps_codes, of_rows
+from perturbk.kernels.pallas import machine
 from perturbk.kernels.pallas_launch import Launch
 from perturbk.kernels.pallas_rows import fill_to, summed
 from perturbk.kernels.streams import THREEFRY
@@ -118,7 +119,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         def tile_of_numbers(lane, totals):
             w, numbers = weights_ref[0:1, lane], plan.summary(row_at(lane))
             pairs = zip(totals, numbers, strict=True)
-            return tuple(plan.add(total, number, w) for total, number in pairs)
+            return tuple(_added(plan, total, number, w) for total, number in pairs)
 
         if plan.kernel.outputs:
             plan.over_outputs(clear, 0)
@@ -166,13 +167,12 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
             if not plan.kernel.outputs:
                 total = jnp.zeros(summary[0].shape, jnp.float32)
                 for i, number in enumerate(summary):
-                    total = plan.add(total, number, g_ref[plan.place(i)])
+                    total = _added(plan, total, number, g_ref[plan.place(i)])
                 return summed(total)
 
             def add(t, total):
-                return plan.add(
-                    total, plan.kernel.outputs(row, summary, t), g_ref[plan.out_at(t), :]
-                )
+                code = plan.kernel.outputs(row, summary, t)
+                return _added(plan, total, code, g_ref[plan.out_at(t), :])
 
             total = plan.over_outputs(add, jnp.zeros((plan.out_tile, plan.lanes), jnp.float32))
             return summed(total)
@@ -193,3 +193,8 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
     )
     out = out[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
     return jnp.sum(out, 2)
+
+
+def _added(plan: Launch, total: jax.Array, code: jax.Array, factor: jax.Array) -> jax.Array:
+    """total + factor * the output that numbers of a code stand for."""
+    return machine(plan.platform).fma(factor, plan.op.output(code, factor), total)

@@ -139,7 +139,8 @@ class Tuning:
     # of ranks by levels need two words for each, and are half as many. A device holds about as many
     # at a time.
     kernel_whole_programs: int = 2048
-    # Coordinates that are drawn in one turn of a loop, at whose end all words move on.
+    # Coordinates that are drawn in one turn of a loop, at whose end all words move on. Of 64, 16 in
+    # a turn take 2 instructions more by Threefry and 4 by Philox (sm_90), and 64 spill.
     kernel_network_turn: int = 32
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
     # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
