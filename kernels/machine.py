@@ -14,6 +14,9 @@ from perturbk.kernels import bitonic
 
 ANGLE = np.float32(2 * np.pi / 2**32)  # of one uint32 step of a turn, in radians
 
+def _log2(a: jax.Array) -> jax.Array:
+    return jnp.log(a) * np.float32(1 / np.log(2))
+
 
 def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
     return lax.mulhi(a, jnp.full_like(a, b)), a * b
@@ -21,6 +24,10 @@ def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:
 
 def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
     return tuple(lax.sort(jnp.stack(values), dimension=0))
+
+
+def _inverse(places: Sequence[jax.Array], _: int) -> Sequence[jax.Array]:
+    return tuple(jnp.argsort(jnp.stack(places), 0).astype(jnp.float32))
 
 
 def _ascending_rows(tile: jax.Array, across: int) -> jax.Array:
@@ -56,6 +63,7 @@ class Machine:
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
         log2: the binary one, likewise.
+        log2_of_negative: of values that are negative, that of their size.
         full_log: natural logarithm of the same values within 1 ulp, also for such noise.
         erf_inv: inverse error function of float32 values between -1 and 1, also for such noise.
         sqrt: square root of float32 values of at least zero, with a relative error of 2^-22; not
@@ -64,6 +72,8 @@ class Machine:
             for any noise that must be the same everywhere.
         fma: (a, b, c) -> a b + c, in one instruction where there is one.
         ascending: integer arrays of one shape -> the same values, elementwise in order.
+        inverse: (int32 arrays of one shape, elementwise a permutation of 0, 1, ...; threads of a
+            program) -> the inverse permutation, float32.
         ascending_rows: (tile, across) -> the same values, in order along `bitonic.places`.
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
@@ -72,13 +82,15 @@ class Machine:
     product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
     rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
     log: Callable[[jax.Array], jax.Array] = jnp.log
-    log2: Callable[[jax.Array], jax.Array] = jnp.log2
+    log2: Callable[[jax.Array], jax.Array] = _log2
+    log2_of_negative: Callable[[jax.Array], jax.Array] = lambda a: _log2(negative(a))
     full_log: Callable[[jax.Array], jax.Array] = jnp.log
     erf_inv: Callable[[jax.Array], jax.Array] = lax.erf_inv
     sqrt: Callable[[jax.Array], jax.Array] = jnp.sqrt
     cos_sin: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = _cos_sin
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
+    inverse: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _inverse
     ascending_rows: Callable[[jax.Array, int], jax.Array] = _ascending_rows
     barrier: Callable[[], None] = lambda: None
 

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 
@@ -36,3 +38,14 @@ def ascending(values: Sequence[jax.Array]) -> list[jax.Array]:
     for a, b in comparators(len(values)):
         values[a], values[b] = lax.min(values[a], values[b]), lax.max(values[a], values[b])
     return values
+
+
+def inverse(places: Sequence[jax.Array]) -> list[jax.Array]:
+    """Of a permutation, elementwise: float32, which hold i where the i-th is the place.
+
+    By another sort, of words that hold the places above and the numbers below.
+    """
+    bits = max(1, (len(places) - 1).bit_length())
+    numbered = [(place << np.int32(bits)) | np.int32(i) for i, place in enumerate(places)]
+    below = np.int32((1 << bits) - 1)
+    return [(word & below).astype(jnp.float32) for word in ascending(numbered)]

@@ -264,7 +264,7 @@ class Launch:
             out_ref[at] = tile.astype(out_ref.dtype)
             return
         turns, count = self.numbers
-        rest = (jnp.zeros((1, self.lanes), jnp.int32),) * (turns * count - len(numbers))
+        rest = (jnp.zeros_like(numbers[0]),) * (turns * count - len(numbers))
 
         def turn(t, queue):
             for u in range(count):

@@ -71,7 +71,7 @@ def values(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
 
 
 def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Callable[..., tuple]:
-    """(row, ref to t) -> (its stable ranks, each int32; <h_1(z), t>, float32), all [1, lanes].
+    """(row, ref to t) -> (its stable ranks; <h_1(z), t>), all float32 [1, lanes].
 
     Args:
         sort_key: one of `ranking.SORT_KEYS`.
@@ -82,18 +82,13 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Ca
         bits = max(1, (row.d - 1).bit_length())
         assert bits <= 6, "a word holds all levels of 64 coordinates"
         below = np.uint32((1 << bits) - 1)  # the bits of the coordinate
-        ascending = row.draws.machine.ascending
+        machine = row.draws.machine
         word = functools.partial(level_word, row, bits=bits, descending=descending)
         words, product = _in_turn(row, word, tangent_ref)
-        words = [lax.bitcast_convert_type(word, jnp.uint32) for word in ascending(words)]
-        places = reversed(range(row.d)) if descending else range(row.d)
-        by_coordinate = [  # in the upper bits
-            (word << np.uint32(32 - bits)) | np.uint32(place)
-            for word, place in zip(words, places, strict=True)
-        ]
-        sorted_ranks = tuple(
-            lax.bitcast_convert_type(word & below, jnp.int32) for word in ascending(by_coordinate)
-        )
+        words = [lax.bitcast_convert_type(word, jnp.uint32) for word in machine.ascending(words)]
+        in_order = reversed(words) if descending else words
+        places = [lax.bitcast_convert_type(word & below, jnp.int32) for word in in_order]
+        sorted_ranks = tuple(machine.inverse(places, row.threads))
         in_doubt = _in_doubt(words, below, row)
         found = lax.cond(in_doubt, lambda: _counted(row, sort_key), lambda: sorted_ranks)
         return found, product
@@ -158,10 +153,10 @@ def _counted(row, sort_key: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array
 
     def turn(_, queues):
         (key, *keys), ranks = queues
-        rank = sum((other < key).astype(jnp.int32) for other in keys)
+        rank = sum((other < key).astype(jnp.float32) for other in keys)
         # One less, so that it comes before equal keys of later coordinates.
         return (*keys, key - np.int32(1)), (*ranks[1:], jnp.broadcast_to(rank, key.shape))
 
     keys, _ = _in_turn(row, lambda y, _: sort_key(y))
-    start = keys, (jnp.zeros((1, row.lanes), jnp.int32),) * row.d
+    start = keys, (jnp.zeros((1, row.lanes), jnp.float32),) * row.d
     return lax.fori_loop(0, row.d, turn, start)[1]

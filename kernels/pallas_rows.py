@@ -156,10 +156,14 @@ class Row:
         tile = tile or self.tile
         at = pl.ds(t * tile, tile)
         coordinate = jnp.broadcast_to(self.coordinates(t, tile), (tile, self.lanes))
-        return self.x_ref[at, :] + self._sigma((at, slice(None))) * self.draws(coordinate)
+        return self._y((at, slice(None)), self.draws(coordinate))
 
-    def _sigma(self, at) -> jax.Array:
-        return self.sigma_ref[0, 0] if self.sigma_ref.size == 1 else self.sigma_ref[at]
+    def _y(self, at, z: jax.Array) -> jax.Array:
+        """x + sigma z, at a place in the columns."""
+        sigma = self.sigma_ref[0, 0] if self.sigma_ref.size == 1 else self.sigma_ref[at]
+        if self.draws.stream.fused:
+            return self.draws.machine.fma(sigma, z, self.x_ref[at])
+        return self.x_ref[at] + sigma * z
 
     def pieces(self, t, tangent_ref=None) -> tuple[list[Pair], jax.Array | float]:
         """The same in (values, coordinates), as the stream draws them; and <h_1(z), t> of the tile.
@@ -192,7 +196,7 @@ class Row:
             drawn, coordinate = draws.drawn(at), at
         # If Triton knew that these are neighbours, one thread would hold several.
         place = draws.machine.opaque(at.astype(jnp.uint32)).astype(jnp.int32), 0
-        y = self.x_ref[place] + self._sigma(place) * draws.math.variate(drawn)
+        y = self._y(place, draws.math.variate(drawn))
         product = jnp.zeros((1, self.lanes), jnp.float32)
         if tangent_ref is not None:
             product = summed(tangent_ref[place] * draws.math.moment(drawn, 1, 0))
@@ -214,7 +218,7 @@ class Row:
         found = []
         for i, a in enumerate(drawn):
             at = column_at(t * self.tile + i * piece, piece)
-            y = self.x_ref[at] + self._sigma(at) * self.draws.math.variate(a)
+            y = self._y(at, self.draws.math.variate(a))
             coordinate = index * np.int32(4) + np.int32(i) if self.fours else index
             found.append((y, coordinate, a, at))
         return found
@@ -231,6 +235,6 @@ class Row:
         found = []
         for i, z in enumerate(self.draws.four(four)):
             coordinate, at = four * np.int32(4) + np.int32(i), (place + np.int32(i * piece), 0)
-            y = self.x_ref[at] + self._sigma(at) * z
+            y = self._y(at, z)
             found.append((jnp.where(coordinate < self.d, y, -np.inf), coordinate))
         return found

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from perturbk.kernels.functions import polynomial
 from perturbk.kernels.machine import ANGLE, PLAIN, Machine, negative
 from perturbk.kernels.noise import (
     ABOVE,
@@ -31,8 +32,10 @@ _MULTIPLIERS = np.uint32(0xD2511F53), np.uint32(0xCD9E8D57)
 _WEYL = 0x9E3779B9, 0xBB67AE85
 # Of a uniform, for one bit: a little less than 2^-32, lest any be rounded to 1.
 _STEP = np.float32(2.0**-32 * (1 - 2.0**-24))
-# 1/4 and what stands for later terms of -log(1 - v) / v: within 2^-25 of all up to v = 1/32.
-_CUBIC = np.float32(0.255916)
+# -log2(1 - v) / v up to v = 1/32, within 2^-21.8 of it: coefficients of least largest error.
+_SERIES = tuple(np.float32(c) for c in (1.4426953792572021, 0.7211415767669678, 0.4983075261116028))
+_LN2 = np.float32(np.log(2))
+_LOG_LN2 = np.float32(np.log(np.log(2)))
 _QUARTER = np.uint32(1 << 30)  # of a turn
 
 
@@ -54,22 +57,19 @@ def _unit(bits: jax.Array, machine: Machine) -> jax.Array:
     return machine.fma(bits.astype(jnp.float32), _STEP, np.float32(2.0**-33))
 
 
-def exponential(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
-    """Standard exponential variate from 32 bits, between 2^-33 and 17.
+def log2_rest(bits: jax.Array, machine: Machine = PLAIN) -> jax.Array:
+    """log2(1 - v) with v = (bits + 1/2) / 2^32, between -25 and -2^-33.
 
-    -log(1 - v) with v = (bits + 1/2) / 2^32. Near zero by its series, for 1 - v has no digits left
-    there: the smallest variates, which win a race, would be multiples of 2^-24.
+    Near zero by a series, for 1 - v has no digits left there: of the exponential variates that are
+    made of it, the smallest, which win a race, would be multiples of 2^-24.
     """
     v = _unit(bits, machine)
-    series = machine.fma(v, _CUBIC, np.float32(1 / 3))
-    for n in (2, 1):
-        series = machine.fma(series, v, np.float32(1 / n))
-    otherwise = negative(machine.log(1 - v))
-    return jnp.where(v < np.float32(1 / 32), v * series, otherwise)
+    series = polynomial((-c for c in _SERIES), v, machine.fma)
+    return jnp.where(v < np.float32(1 / 32), v * series, machine.log2(1 - v))
 
 
 def _rest(bits: jax.Array, machine: Machine) -> jax.Array:
-    """1 - v, as `exponential` rounds it where it is small."""
+    """1 - v, as `log2_rest` rounds it where it is small."""
     return machine.fma(bits.astype(jnp.float32), -_STEP, np.float32(1))
 
 
@@ -138,18 +138,18 @@ def at(words: Words, place: jax.Array) -> jax.Array:
 
 
 class _Gumbel:
-    """Drawn is E = exp(-z), a standard exponential variate, one from each word."""
+    """Drawn is -E / log(2), with E = exp(-z) a standard exponential variate, one of each word."""
 
     def four(self, words: Words, machine: Machine = PLAIN) -> tuple[jax.Array, ...]:
-        return tuple(exponential(w, machine) for w in words)
+        return tuple(log2_rest(w, machine) for w in words)
 
     def one(self, words: Words, place: jax.Array, machine: Machine = PLAIN) -> jax.Array:
-        return exponential(at(words, place), machine)
+        return log2_rest(at(words, place), machine)
 
     def math(self, machine: Machine = PLAIN) -> NoiseMath:
         return NoiseMath(
-            lambda e: negative(machine.log(e)),
-            gumbel_moment,
+            lambda drawn: machine.fma(machine.log2_of_negative(drawn), -_LN2, -_LOG_LN2),
+            lambda drawn, m, n: gumbel_moment(drawn * -_LN2, m, n),
             above=_above,
             quick_moments=quick_gumbel_moments(_rest),
         )

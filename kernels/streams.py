@@ -38,11 +38,13 @@ class Stream:
         words_per_sample: see the module.
         steps: what each word grows by from one sample to the next; None if they are not so made.
         anywhere: whether plain XLA can draw it, on every platform, for any `fun`.
+        fused: whether x + sigma z may be rounded once; optax rounds twice.
     """
 
     words_per_sample: int
     steps: tuple[int, ...] | None = None
     anywhere = True
+    fused = True
 
     def words(self, key: jax.Array, num_samples: int, leaf: int) -> jax.Array:
         """Words of every sample of leaf number `leaf`: uint32 [words_per_sample, N]."""
@@ -94,6 +96,7 @@ class Threefry(Stream):
     """The bits of `jax.random`, and so of optax, for keys of JAX's default kind."""
 
     words_per_sample = 2
+    fused = False
 
     def words(self, key, num_samples, leaf):
         return leaf_keys(jax.random.key_data(key), num_samples, leaf)

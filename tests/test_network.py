@@ -9,6 +9,7 @@ import pytest
 
 from checks import normal, quick_jit, words_of
 from perturbk.kernels import network, pallas_network, pallas_ops, philox, xla
+from perturbk.kernels.machine import PLAIN
 from perturbk.kernels.noise import Z_LEAST, Z_MOST
 from perturbk.kernels.ranking import SORT_KEYS
 from perturbk.kernels.streams import STREAMS
@@ -31,6 +32,14 @@ def test_every_network_sorts(n):
 def test_the_network_of_arrays():
     values = np.random.default_rng(0).integers(-9, 9, (11, 5), np.int32)
     np.testing.assert_array_equal(network.ascending(list(jnp.asarray(values))), np.sort(values, 0))
+
+
+@pytest.mark.parametrize("n", [1, 2, 13, 64])
+def test_inverse_by_the_network(n):
+    places = np.random.default_rng(0).permuted(np.tile(np.arange(n, dtype=np.int32), (9, 1)), axis=1)
+    for inverse in (network.inverse, lambda places: PLAIN.inverse(places, 32)):
+        found = np.stack(inverse(list(jnp.asarray(places.T))))
+        np.testing.assert_array_equal(found, np.argsort(places, 1).T)
 
 
 @pytest.mark.parametrize("noise", ["gumbel", "normal"])
@@ -70,10 +79,10 @@ def undecided(monkeypatch):
 
     def none(row, sort_key):
         del sort_key
-        return (jnp.full((1, row.lanes), -1, jnp.int32),) * row.d
+        return (jnp.full((1, row.lanes), 99, jnp.float32),) * row.d
 
     monkeypatch.setattr(pallas_network, "_counted", none)
-    return lambda ranks: ranks == np.array(-1).astype(ranks.dtype)
+    return lambda ranks: ranks == 99
 
 
 @pytest.mark.parametrize(
