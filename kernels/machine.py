@@ -14,6 +14,7 @@ from perturbk.kernels import bitonic
 
 ANGLE = np.float32(2 * np.pi / 2**32)  # of one uint32 step of a turn, in radians
 
+
 def _log2(a: jax.Array) -> jax.Array:
     return jnp.log(a) * np.float32(1 / np.log(2))
 

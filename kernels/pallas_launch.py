@@ -68,8 +68,7 @@ class Launch:
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile * times))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
-        few = sums or self.kernel.whole
-        self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
+        self.lane_tiles = self._run_of(tiles) if sums or self.kernel.whole else 1
         runs = -(-tiles // self.lane_tiles)
         self.program_runs = 1
         if self.kernel.whole:
@@ -99,6 +98,12 @@ class Launch:
             self.words.spec(lambda p, b: (p // self.of_group, b)),
             self.column_spec(column.shape[1]),
         ]
+
+    def _run_of(self, tiles: int) -> int:
+        """Tiles of samples in a run, the same for any batch, by which sums would be rounded."""
+        together = range(min(tiles, self.kernel.run_tiles), 0, -1)
+        least = next(count for count in together if tiles % count == 0)
+        return max(least, -(-tiles // TUNING.kernel_runs))
 
     def _cut(self, tiles: int) -> tuple[int, int]:
         """(pieces of a row, length of each): more than one if few warps go through long rows."""

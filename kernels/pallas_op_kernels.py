@@ -50,6 +50,7 @@ class OpKernel:
         program: None if the number of samples decides.
         memory: words that it needs for each coordinate of a row, and for one aside, if many threads
             hold a row as one tile; 0 if each sample has one thread.
+        run_tiles: of samples that share one sum over lanes, if so many divide those of a row.
     """
 
     summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
@@ -61,6 +62,7 @@ class OpKernel:
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     program: Program | None = None
     memory: int = 0
+    run_tiles: int = 1
 
     @property
     def whole(self) -> bool:
@@ -85,11 +87,8 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
     count = tile_ranks(sort_key)
     tile = TUNING.kernel_ranking_tile
     by_counting = OpKernel(None, lambda row, _, t: count(row, t), tile, tile)
-    by_network = OpKernel(
+    by_network = _of_one_thread(
         pallas_network.ranks(sort_key, descending=descending),
-        None,
-        tile=1,
-        pieces=True,
         aid=pallas_network.aid,
     )
 
@@ -108,7 +107,7 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
 
 def _sort(sort: Sort) -> Callable[[int], OpKernel]:
     """d -> the kernel of values in order."""
-    by_network = OpKernel(pallas_network.values(sort.key), None, tile=1, pieces=True)
+    by_network = _of_one_thread(pallas_network.values(sort.key))
 
     def of_size(d: int) -> OpKernel:
         if d <= TUNING.kernel_network_most:
@@ -116,6 +115,19 @@ def _sort(sort: Sort) -> Callable[[int], OpKernel]:
         return _of_many_threads(pallas_sorted.values(sort.key), d, memory=1)
 
     return of_size
+
+
+def _of_one_thread(summary: Callable[..., tuple], **which) -> OpKernel:
+    """A kernel that sorts a row in the registers of a thread."""
+    return OpKernel(
+        summary,
+        None,
+        tile=1,
+        out_tile=TUNING.kernel_network_most,
+        pieces=True,
+        run_tiles=TUNING.kernel_network_run,
+        **which,
+    )
 
 
 def _of_many_threads(summary: Callable[..., tuple], d: int, **which) -> OpKernel:

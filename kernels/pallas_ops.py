@@ -9,6 +9,8 @@ Operands are those of `xla.py`, cut by `pallas_launch.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -130,9 +132,9 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
 
         def run_of_numbers(run):
             totals = plan.over_lanes(tile_of_numbers, start, run)
-            for i, total in enumerate(totals):
-                sums = jnp.sum(total, 1)
-                out_ref[plan.place(i, run)] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
+            if height == 1:
+                totals = (_side_by_side(totals, plan.out_width),)
+            out_ref[pl.ds(run * plan.out_width, plan.out_width), :] = jnp.sum(totals[0], 1)[:, None]
 
         plan.over_runs(run_of_numbers)
 
@@ -198,3 +200,16 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
 def _added(plan: Launch, total: jax.Array, code: jax.Array, factor: jax.Array) -> jax.Array:
     """total + factor * the output that numbers of a code stand for."""
     return machine(plan.platform).fma(factor, plan.op.output(code, factor), total)
+
+
+def _side_by_side(totals: Sequence[jax.Array], width: int) -> jax.Array:
+    """So many [1, lanes] or fewer as one [width, lanes], a power of two, padded with zeros.
+
+    Added up over lanes one by one, each would make all threads wait twice.
+    """
+    totals = [*totals, *[jnp.zeros_like(totals[0])] * (width - len(totals))]
+    while len(totals) > 1:
+        halves = totals[: len(totals) // 2], totals[len(totals) // 2 :]
+        totals = [jnp.stack(pair, -1) for pair in zip(*halves, strict=True)]
+    tile = totals[0][0]
+    return tile.reshape(tile.shape[0], width).T

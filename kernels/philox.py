@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from perturbk.kernels.functions import polynomial
-from perturbk.kernels.machine import ANGLE, PLAIN, Machine, negative
+from perturbk.kernels.machine import ANGLE, PLAIN, Machine
 from perturbk.kernels.noise import (
     ABOVE,
     Factors,

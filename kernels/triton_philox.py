@@ -51,10 +51,9 @@ def _unit(bits):
 
 @triton.jit
 def exponential(bits, DRAWS: tl.constexpr):
+    """-log(1 - v), near zero by its series; see `philox.log2_rest`."""
     v = _unit(bits)
-    series = v * 0.255916 + 1 / 3
-    series = series * v + 1 / 2
-    series = series * v + 1.0
+    series = (v * 0.34540045 + 0.49985725) * v + 1.0000002
     return tl.where(v < 1 / 32, v * series, short_log(1.0 - v, DRAWS) * -1.0)
 
 

@@ -142,6 +142,9 @@ class Tuning:
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on. Of 64, 16 in
     # a turn take 2 instructions more by Threefry and 4 by Philox (sm_90), and 64 spill.
     kernel_network_turn: int = 32
+    # Tiles of samples of such a row, in sums, that share the sum over lanes at the end of a program,
+    # of 980 instructions in a thread where a tile of 64 coordinates takes 3400 by Philox (sm_90).
+    kernel_network_run: int = 2
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
     # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
     kernel_stores: int = 16

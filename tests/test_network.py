@@ -36,7 +36,9 @@ def test_the_network_of_arrays():
 
 @pytest.mark.parametrize("n", [1, 2, 13, 64])
 def test_inverse_by_the_network(n):
-    places = np.random.default_rng(0).permuted(np.tile(np.arange(n, dtype=np.int32), (9, 1)), axis=1)
+    places = np.random.default_rng(0).permuted(
+        np.tile(np.arange(n, dtype=np.int32), (9, 1)), axis=1
+    )
     for inverse in (network.inverse, lambda places: PLAIN.inverse(places, 32)):
         found = np.stack(inverse(list(jnp.asarray(places.T))))
         np.testing.assert_array_equal(found, np.argsort(places, 1).T)
