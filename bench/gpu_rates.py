@@ -57,7 +57,8 @@ def probe(kind: str) -> Callable:
     from jax import lax
     from jax.experimental import pallas as pl
 
-    from perturbk.kernels.pallas import launch, ptx
+    from perturbk.kernels.pallas import launch
+    from perturbk.kernels.ptx import ptx
 
     chain = _CHAIN.format(steps=_TOGETHER * f" {STEPS[kind]}")
 

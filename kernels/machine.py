@@ -28,7 +28,22 @@ def _ascending(values: Sequence[jax.Array]) -> Sequence[jax.Array]:
 
 
 def _inverse(places: Sequence[jax.Array], _: int) -> Sequence[jax.Array]:
-    return tuple(jnp.argsort(jnp.stack(places), 0).astype(jnp.float32))
+    places = jnp.stack(places)
+    numbers = lax.broadcasted_iota(jnp.float32, places.shape, 0)
+    return tuple(jnp.put_along_axis(numbers, places, numbers, 0, inplace=False))
+
+
+def _sums(
+    places: Sequence[jax.Array | int], values: Sequence[jax.Array], width: int
+) -> Sequence[jax.Array]:
+    _, lanes = values[0].shape
+    place = lax.iota(jnp.int32, width)[:, None]
+    total = sum(
+        jnp.sum(jnp.where(place == at, value, np.float32(0)), 1)
+        for at, value in zip(places, values, strict=True)
+    )
+    total = jnp.pad(total, (0, -width % lanes))
+    return tuple(total.reshape(-1, 1, lanes))
 
 
 def _ascending_rows(tile: jax.Array, across: int) -> jax.Array:
@@ -75,6 +90,10 @@ class Machine:
         ascending: integer arrays of one shape -> the same values, elementwise in order.
         inverse: (int32 arrays of one shape, elementwise a permutation of 0, 1, ...; threads of a
             program) -> the inverse permutation, float32.
+        sums: (places, each int32 [1, lanes], elementwise different, or one number; values of them,
+            float32 [1, lanes]; width, a power of two from 4 on that is as large) -> float32
+            [1, lanes], one behind the other, where lane i holds a part of what all lanes have at
+            place i % width; None if registers are the better place for sums.
         ascending_rows: (tile, across) -> the same values, in order along `bitonic.places`.
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
@@ -92,6 +111,7 @@ class Machine:
     fma: Callable[..., jax.Array] = lambda a, b, c: a * b + c
     ascending: Callable[[Sequence[jax.Array]], Sequence[jax.Array]] = _ascending
     inverse: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _inverse
+    sums: Callable[..., Sequence[jax.Array]] | None = _sums
     ascending_rows: Callable[[jax.Array, int], jax.Array] = _ascending_rows
     barrier: Callable[[], None] = lambda: None
 

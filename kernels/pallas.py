@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 
-from perturbk.kernels import bitonic, functions, network
+from perturbk.kernels import bitonic, columns, functions, network
 from perturbk.kernels.machine import ANGLE, PLAIN, Machine, rotate
+from perturbk.kernels.ptx import ptx
 from perturbk.kernels.tuning import TUNING
 
 
@@ -90,14 +91,15 @@ class Program:
     times: int = 1
 
 
-def program_for(num_samples: int) -> Program:
-    """The widest for so many samples that leaves few of its threads idle."""
+def program_for(num_samples: int, warps: int | None = None) -> Program:
+    """The widest for so many samples that leaves few of its threads idle; warps: if not the usual
+    number, at most so many."""
 
     def drawn(lanes: int) -> int:
         return -(-num_samples // lanes) * lanes
 
     least, of_warp = TUNING.kernel_least_lanes, TUNING.kernel_warp_lanes
-    lanes = TUNING.kernel_warps * of_warp
+    lanes = (warps or TUNING.kernel_warps) * of_warp
     while lanes > least and drawn(lanes) > drawn(least) * (1 + TUNING.kernel_idle):
         lanes //= 2
     return Program(lanes, max(1, lanes // of_warp), max(1, of_warp // lanes))
@@ -131,7 +133,7 @@ def machine(platform: str) -> Machine:
         quick = dict(log=_log, log2=_log2, sqrt=_sqrt, cos_sin=_cos_sin)
         quick["log2_of_negative"] = _log2_of_negative
         exact = dict(full_log=_full_log, erf_inv=_erf_inv, fma=_fma)
-        sorting = {**_sorting(), "inverse": _inverse}
+        sorting = {**_sorting(), "inverse": columns.inverse, "sums": columns.sums}
         return Machine(_opaque, _product, rotates, **exact, **quick, **sorting)
     if platform == "rocm":
         return Machine(product=_product_of_halves, **_sorting())
@@ -144,24 +146,10 @@ def _sorting() -> dict[str, Callable]:
     return dict(
         ascending=network.ascending,
         inverse=lambda places, _: network.inverse(places),
+        sums=None,
         ascending_rows=bitonic.ascending,
         barrier=plgpu.debug_barrier,
     )
-
-
-def ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
-    """One result of NVIDIA's assembly for each element; its arguments broadcast."""
-    from jax.experimental.pallas import triton as plgpu
-
-    shape = jnp.broadcast_shapes(*map(jnp.shape, args))
-    (out,) = plgpu.elementwise_inline_asm(
-        assembly,
-        args=[jnp.broadcast_to(a, shape) for a in args],
-        constraints=constraints,
-        pack=1,
-        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, dtype)],
-    )
-    return out
 
 
 def _opaque(a: jax.Array, *others: jax.Array) -> jax.Array:
@@ -169,29 +157,6 @@ def _opaque(a: jax.Array, *others: jax.Array) -> jax.Array:
     made the counter, and need 180 instructions rather than 127 for a Gumbel variate (sm_90)."""
     moved = ptx("mov.b32 $0, $1;", "=r,r" + ",r" * len(others), jnp.int32, a, *others)
     return moved.astype(jnp.uint32)  # the lowering has no unsigned results
-
-
-def _inverse(places: Sequence[jax.Array], threads: int) -> Sequence[jax.Array]:
-    """Through a column of shared memory that each thread has for itself.
-
-    Six instructions for each place, where another network takes 21 for each of 64 (sm_90).
-    """
-    stride = 4 * threads
-    lines = [
-        f".shared .align 4 .b8 columns[{len(places) * stride}]; .reg .u32 at; .reg .f32 number;",
-        "mov.u32 at, %tid.x; mov.u32 $0, columns; mad.lo.u32 $0, at, 4, $0;",
-    ]
-    for i in range(len(places)):
-        bits = np.float32(i).view(np.uint32)
-        lines.append(f"mad.lo.u32 at, ${i + 1}, {stride}, $0; mov.b32 number, 0f{bits:08X};")
-        lines.append("st.shared.f32 [at], number;")
-    constraints = "=&r" + ",r" * len(places)
-    column = ptx("{ " + " ".join(lines) + " }", constraints, jnp.int32, *places)
-    # To Triton these are functions of the column, which it has only behind all stores.
-    return tuple(
-        ptx(f"ld.shared.f32 $0, [$1 + {i * stride}];", "=f,r", jnp.float32, column)
-        for i in range(len(places))
-    )
 
 
 def _product(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:

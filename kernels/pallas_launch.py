@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ class Launch:
         self.stream, self.fours = stream, self.kernel.pieces and stream.in_fours(inner)
         self.groups, self.shared, self.rows, self.d = x.shape
         self.num_samples = keys.shape[-1]
-        self.program = self.kernel.program or program_for(self.num_samples)
+        self.program = self.kernel.program or program_for(self.num_samples, self.kernel.warps)
         self.lanes, times = self.program.lanes, self.program.times
         tiles = -(-self.num_samples // self.lanes)
         self.pieces, self.length = self._cut(tiles)
@@ -68,7 +68,8 @@ class Launch:
         self.out = self.op.out_size(self.d)
         self.out_tile = power_of_two(min(self.out, self.kernel.out_tile * times))
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
-        self.lane_tiles = self._run_of(tiles) if sums or self.kernel.whole else 1
+        few = sums or self.kernel.whole
+        self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
         runs = -(-tiles // self.lane_tiles)
         self.program_runs = 1
         if self.kernel.whole:
@@ -99,12 +100,6 @@ class Launch:
             self.column_spec(column.shape[1]),
         ]
 
-    def _run_of(self, tiles: int) -> int:
-        """Tiles of samples in a run, the same for any batch, by which sums would be rounded."""
-        together = range(min(tiles, self.kernel.run_tiles), 0, -1)
-        least = next(count for count in together if tiles % count == 0)
-        return max(least, -(-tiles // TUNING.kernel_runs))
-
     def _cut(self, tiles: int) -> tuple[int, int]:
         """(pieces of a row, length of each): more than one if few warps go through long rows."""
         if self.kernel.best is None:
@@ -123,6 +118,11 @@ class Launch:
         width = self.pieces * self.length
         a = jnp.pad(a, (*[(0, 0)] * 3, (0, width - self.d)), constant_values=fill)
         return a.reshape(*a.shape[:2], -1, self.length)
+
+    @property
+    def threads(self) -> int:
+        """Of a program."""
+        return 32 * self.program.warps
 
     @property
     def of_group(self) -> int:
@@ -191,18 +191,40 @@ class Launch:
                 self.fours,
                 self.aid and self.aid.of_refs(*aid_refs),
                 scratch_ref,
-                32 * self.program.warps,
+                self.threads,
             )
 
         return row
 
-    def summary(self, row: Row) -> tuple[jax.Array, ...]:
-        return self.kernel.summary(row)[0] if self.kernel.summary else ()
+    def summary(self, row: Row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
+        """(what all outputs need, <h_1(z), t>), as of `OpKernel.summary`."""
+        if not self.kernel.summary:
+            return (), jnp.float32(0)
+        numbers, product = self.kernel.summary(row, tangent_ref)
+        if self.kernel.places:
+            numbers = machine(self.platform).inverse(numbers, row.threads)
+        return numbers, product
+
+    def sums(self, row: Row, weights: jax.Array) -> Sequence[jax.Array]:
+        """Of the weighted outputs of a tile of samples, by `Machine.sums`."""
+        numbers, _ = self.kernel.summary(row)
+        if self.kernel.places:
+            places, codes = numbers, map(np.float32, range(len(numbers)))
+        else:
+            places, codes = range(len(numbers)), numbers
+        terms = [weights * self.op.output(code, weights) for code in codes]
+        return machine(self.platform).sums(places, terms, self.out_width)
 
     @property
     def summary_shape(self) -> tuple[int, int]:
         """(pieces, height of each)."""
         return (1, self.tile) if self.kernel.whole else (self.out, 1)
+
+    @property
+    def adds_up_in_memory(self) -> bool:
+        """Whether sums over samples go by `Machine.sums`, which takes a thread for each sample."""
+        apart = self.lanes == self.threads and not self.kernel.whole and not self.kernel.outputs
+        return apart and machine(self.platform).sums is not None and self.out_width >= 4
 
     def place(self, i: int, run=0) -> tuple[object, object]:
         """Where the numbers of piece i of a summary lie among all of a run, to index a column."""

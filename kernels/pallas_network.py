@@ -4,8 +4,9 @@ A thread has no instructions to sort values with their places, but `min` and `ma
 word holds the *level* of a perturbed value, which never falls where the value rises, and below it
 the coordinate. Another sort, by coordinate, takes the places back to where the values came from.
 
-Words are short of bits. Two different values may share a level: then this tile of samples, which is
-rare, is counted exactly. So the ranks are those of `ranking.ranks`, always.
+Words are short of bits. Two values may share a level, which is rare: then both are drawn again, and
+their keys decide. Where that is not enough, whole keys are sorted. So the ranks are those of
+`ranking.ranks`, always.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from perturbk.kernels.blocks import split
+from perturbk.kernels import network
+from perturbk.kernels.blocks import even_blocks, split
 from perturbk.kernels.noise import Z_LEAST, Z_MOST, NoiseMath
 from perturbk.kernels.pallas_rows import Aid
 from perturbk.kernels.streams import word_like
@@ -32,6 +34,8 @@ _SUNK, _MIDDLE = (np.float32(t).view(np.int32) for t in (1 / 2, 4))
 # Of t = y * scale + shift, whose rounding must leave t within a quarter.
 _SHIFT_MOST = np.float32(2.0**20)
 _LARGEST = np.uint32(0xFFFFFFFF)
+
+SortKey = Callable[[jax.Array], jax.Array]
 
 
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
@@ -60,7 +64,7 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
     return Aid((jnp.concatenate(limits, -1),), lambda limits_ref: limits_ref)
 
 
-def values(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
+def values(sort_key: SortKey) -> Callable[..., tuple]:
     """(row, ref to t) -> (its sort keys in ascending order; <h_1(z), t>), all [1, lanes]."""
 
     def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
@@ -70,8 +74,10 @@ def values(sort_key: Callable[[jax.Array], jax.Array]) -> Callable[..., tuple]:
     return of_row
 
 
-def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Callable[..., tuple]:
-    """(row, ref to t) -> (its stable ranks; <h_1(z), t>), all float32 [1, lanes].
+def places(sort_key: SortKey, *, descending: bool) -> Callable[..., tuple]:
+    """(row, ref to t) -> (coordinates by stable rank, each int32; <h_1(z), t>, float32).
+
+    All of them are [1, lanes].
 
     Args:
         sort_key: one of `ranking.SORT_KEYS`.
@@ -80,17 +86,22 @@ def ranks(sort_key: Callable[[jax.Array], jax.Array], *, descending: bool) -> Ca
 
     def of_row(row, tangent_ref=None) -> tuple[tuple[jax.Array, ...], jax.Array]:
         bits = max(1, (row.d - 1).bit_length())
-        assert bits <= 6, "a word holds all levels of 64 coordinates"
-        below = np.uint32((1 << bits) - 1)  # the bits of the coordinate
-        machine = row.draws.machine
+        below = np.int32((1 << bits) - 1)  # the bits of the coordinate
+
+        def in_turn(words) -> tuple[jax.Array, ...]:
+            found = tuple(word & below for word in words)
+            return found[::-1] if descending else found
+
+        def of_doubt() -> tuple[jax.Array, ...]:
+            settled, in_order = _settled(row, words, below, sort_key, descending)
+            return lax.cond(
+                settled, lambda: in_turn(in_order), lambda: _by_keys(row, sort_key, bits)
+            )
+
         word = functools.partial(level_word, row, bits=bits, descending=descending)
         words, product = _in_turn(row, word, tangent_ref)
-        words = [lax.bitcast_convert_type(word, jnp.uint32) for word in machine.ascending(words)]
-        in_order = reversed(words) if descending else words
-        places = [lax.bitcast_convert_type(word & below, jnp.int32) for word in in_order]
-        sorted_ranks = tuple(machine.inverse(places, row.threads))
-        in_doubt = _in_doubt(words, below, row)
-        found = lax.cond(in_doubt, lambda: _counted(row, sort_key), lambda: sorted_ranks)
+        words = tuple(row.draws.machine.ascending(words))
+        found = lax.cond(_in_doubt(words, below, row), of_doubt, lambda: in_turn(words))
         return found, product
 
     return of_row
@@ -113,12 +124,69 @@ def level_word(
     return (level << np.int32(bits)) + (coordinate - middle)
 
 
-def _in_doubt(words: Sequence[jax.Array], below: np.uint32, row) -> jax.Array:
-    """Whether two neighbours of any sample share a level, or the row is to be counted."""
-    apart = (a ^ b for a, b in itertools.pairwise(words))
+def _apart(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Words of one level differ in less than a coordinate."""
+    return lax.bitcast_convert_type(a ^ b, jnp.uint32)
+
+
+def _in_doubt(words: Sequence[jax.Array], below: np.int32, row) -> jax.Array:
+    """Whether two neighbours of any sample share a level, or the row has no levels."""
+    apart = itertools.starmap(_apart, itertools.pairwise(words))
     nearest = functools.reduce(lax.min, apart, jnp.full((1, row.lanes), _LARGEST))
-    doubt = jnp.where(nearest <= below, np.float32(1), row.aid[2, 0])
+    doubt = jnp.where(nearest <= below.astype(np.uint32), np.float32(1), row.aid[2, 0])
     return jnp.max(jnp.max(doubt, 0)) > 0
+
+
+def _settled(
+    row, words: Sequence[jax.Array], below: np.int32, sort_key: SortKey, descending: bool
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """(Whether they are, words in the order of their keys where two share a level).
+
+    They are not where three do, or many pairs, or the row has no levels.
+    """
+    none = np.int32(row.d)
+
+    def first_of(words: Sequence[jax.Array], start: jax.Array) -> jax.Array:
+        """The first place from there on that shares its level with the next."""
+        place = jnp.full((1, row.lanes), none)
+        for i, pair in reversed(list(enumerate(itertools.pairwise(words)))):
+            shares = (_apart(*pair) <= below.astype(np.uint32)) & (start <= i)
+            place = jnp.where(shares, np.int32(i), place)
+        return place
+
+    def key(word: jax.Array) -> jax.Array:
+        return sort_key(row.value_at(word & below))
+
+    def settle(carry):
+        words, place, turns, three = carry
+        first = second = words[0]
+        for i, (here, following) in enumerate(itertools.pairwise(words)):
+            first = jnp.where(place == i, here, first)
+            second = jnp.where(place == i, following, second)
+        mine, others = key(first), key(second)
+        change = (mine <= others) if descending else (mine > others)
+        place_of_change = jnp.where(change, place, none)
+        changed = []
+        for i, word in enumerate(words):
+            word = jnp.where(place_of_change == i, second, word)
+            changed.append(jnp.where(place_of_change == i - 1, first, word))
+        following = first_of(changed, place + 1)
+        three = jnp.maximum(three, _any((place < none) & (following == place + 1)))
+        return tuple(changed), following, turns + 1, three
+
+    def unsettled(carry) -> jax.Array:
+        _, place, turns, three = carry
+        return (_any(place < none) > 0) & (turns < TUNING.kernel_pairs_most) & (three == 0)
+
+    start = jnp.where(row.aid[2, 0] > 0, none, jnp.zeros((1, row.lanes), jnp.int32))
+    start = tuple(words), first_of(words, start), np.int32(0), np.int32(0)
+    words, place, _, three = lax.while_loop(unsettled, settle, start)
+    return (_any(place < none) == 0) & (three == 0) & (row.aid[2, 0] == 0), words
+
+
+def _any(where: jax.Array) -> jax.Array:
+    """1 or 0."""
+    return jnp.max(jnp.max(where.astype(jnp.int32), 0))
 
 
 def _in_turn(
@@ -128,7 +196,10 @@ def _in_turn(
 
     No register can be indexed by a loop counter: the words of a turn queue up behind the others.
     """
-    turns, tiles = split(row.num_tiles, max(1, TUNING.kernel_network_turn // row.tile))
+    most = max(1, TUNING.kernel_network_turn // row.tile)
+    turns, tiles = even_blocks(row.num_tiles, most)
+    if turns * tiles < row.num_tiles:
+        turns, tiles = split(row.num_tiles, most)
 
     def turn(t, carry):
         *queue, product = carry
@@ -148,15 +219,24 @@ def _in_turn(
     return tuple(words[: row.d]), product
 
 
-def _counted(row, sort_key: Callable[[jax.Array], jax.Array]) -> tuple[jax.Array, ...]:
-    """The ranks by comparing all pairs: each key leaves its queue, and enters again at the end."""
+def _by_keys(row, sort_key: SortKey, bits: int) -> tuple[jax.Array, ...]:
+    """The places by two sorts, of the lower and then the upper halves of the keys.
 
-    def turn(_, queues):
-        (key, *keys), ranks = queues
-        rank = sum((other < key).astype(jnp.float32) for other in keys)
-        # One less, so that it comes before equal keys of later coordinates.
-        return (*keys, key - np.int32(1)), (*ranks[1:], jnp.broadcast_to(rank, key.shape))
+    Words of the second hold the places from the first: equal halves keep their order.
+    """
+    below, half = np.int32((1 << bits) - 1), np.int32(16)
 
-    keys, _ = _in_turn(row, lambda y, _: sort_key(y))
-    start = keys, (jnp.zeros((1, row.lanes), jnp.float32),) * row.d
-    return lax.fori_loop(0, row.d, turn, start)[1]
+    def lower(y: jax.Array, coordinate: jax.Array) -> jax.Array:
+        return ((sort_key(y) & np.int32(0xFFFF)) << np.int32(bits)) | coordinate
+
+    def upper(place, queue):
+        """Of the words in turn; each leaves the queue, and enters again at the end."""
+        first, *others = queue
+        coordinate = first & below
+        key = sort_key(row.value_at(coordinate)) >> half  # from -2^15 on
+        word = (key << np.int32(2 * bits)) + (place << np.int32(bits)) + coordinate
+        return *others, word
+
+    words, _ = _in_turn(row, lower)
+    words = lax.fori_loop(0, row.d, upper, network.in_turns(words))
+    return tuple(word & below for word in network.in_turns(words))

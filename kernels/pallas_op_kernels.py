@@ -50,7 +50,9 @@ class OpKernel:
         program: None if the number of samples decides.
         memory: words that it needs for each coordinate of a row, and for one aside, if many threads
             hold a row as one tile; 0 if each sample has one thread.
-        run_tiles: of samples that share one sum over lanes, if so many divide those of a row.
+        warps: most of a program, if the number of samples decides; None for the usual.
+        places: whether the numbers of the summary are the places where a code holds 0, 1, and so
+            on, each of them once.
     """
 
     summary: Callable[..., tuple[tuple[jax.Array, ...], jax.Array]] | None
@@ -62,7 +64,8 @@ class OpKernel:
     best: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     program: Program | None = None
     memory: int = 0
-    run_tiles: int = 1
+    warps: int | None = None
+    places: bool = False
 
     @property
     def whole(self) -> bool:
@@ -88,8 +91,9 @@ def _ranking(op: str) -> Callable[[int], OpKernel]:
     tile = TUNING.kernel_ranking_tile
     by_counting = OpKernel(None, lambda row, _, t: count(row, t), tile, tile)
     by_network = _of_one_thread(
-        pallas_network.ranks(sort_key, descending=descending),
+        pallas_network.places(sort_key, descending=descending),
         aid=pallas_network.aid,
+        places=True,
     )
 
     def of_size(d: int) -> OpKernel:
@@ -125,7 +129,7 @@ def _of_one_thread(summary: Callable[..., tuple], **which) -> OpKernel:
         tile=1,
         out_tile=TUNING.kernel_network_most,
         pieces=True,
-        run_tiles=TUNING.kernel_network_run,
+        warps=TUNING.kernel_network_warps,
         **which,
     )
 

@@ -9,8 +9,6 @@ Operands are those of `xla.py`, cut by `pallas_launch.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -33,7 +31,7 @@ def samples(keys, x, sigma, *, op, noise, inner, platform, stream=THREEFRY) -> j
         def tile(lane, carry):
             row = row_at(lane)
             if plan.kernel.summary:
-                plan.store(plan.summary(row), out_ref, lane)
+                plan.store(plan.summary(row)[0], out_ref, lane)
                 return carry
 
             def store(t, carry):
@@ -58,8 +56,7 @@ def samples_and_dot(
     t: the tangent of the leaf, [groups, shared, E]. None for rankings that are counted.
     """
     plan = Launch(keys, x, sigma, op=op, noise=noise, inner=inner, platform=platform, stream=stream)
-    summary = plan.kernel.summary
-    if summary is None:
+    if plan.kernel.summary is None:
         return None
 
     def body(scratch_ref, *refs):
@@ -67,7 +64,7 @@ def samples_and_dot(
         row_at = plan.rows_of(scratch_ref, *row_refs)
 
         def tile(lane, carry):
-            numbers, dot_ref[:, lane] = summary(row_at(lane), t_ref)
+            numbers, dot_ref[:, lane] = plan.summary(row_at(lane), t_ref)
             plan.store(numbers, code_ref, lane)
             return carry
 
@@ -108,7 +105,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
 
         def tile(lane, carry):
             row = row_at(lane)
-            summary, w = plan.summary(row), weights_ref[0:1, lane]
+            (summary, _), w = plan.summary(row), weights_ref[0:1, lane]
 
             def add(t, carry):
                 code, at = plan.kernel.outputs(row, summary, t), plan.out_at(t)
@@ -119,8 +116,10 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             return plan.over_outputs(add, carry)
 
         def tile_of_numbers(lane, totals):
-            w, numbers = weights_ref[0:1, lane], plan.summary(row_at(lane))
-            pairs = zip(totals, numbers, strict=True)
+            w, row = weights_ref[0:1, lane], row_at(lane)
+            if plan.adds_up_in_memory:
+                return tuple(map(jnp.add, totals, plan.sums(row, w)))
+            pairs = zip(totals, plan.summary(row)[0], strict=True)
             return tuple(_added(plan, total, number, w) for total, number in pairs)
 
         if plan.kernel.outputs:
@@ -128,13 +127,21 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             plan.over_lanes(tile)
             return
         count, height = plan.summary_shape
+        if plan.adds_up_in_memory:
+            count = -(-plan.out_width // plan.lanes)
         start = (jnp.zeros((height, plan.lanes), jnp.float32),) * count
 
         def run_of_numbers(run):
             totals = plan.over_lanes(tile_of_numbers, start, run)
-            if height == 1:
-                totals = (_side_by_side(totals, plan.out_width),)
-            out_ref[pl.ds(run * plan.out_width, plan.out_width), :] = jnp.sum(totals[0], 1)[:, None]
+            if plan.adds_up_in_memory:
+                rows = min(plan.lanes, plan.out_width)
+                for i, total in enumerate(totals):
+                    parts = jnp.sum(total.reshape(-1, rows), 0)
+                    out_ref[pl.ds(run * plan.out_width + i * rows, rows), :] = parts[:, None]
+                return
+            for i, total in enumerate(totals):
+                sums = jnp.sum(total, 1)
+                out_ref[plan.place(i, run)] = sums[:, None] if height > 1 else jnp.sum(sums, 0)
 
         plan.over_runs(run_of_numbers)
 
@@ -165,7 +172,7 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
 
         def product(lane) -> jax.Array:
             row = row_at(lane)
-            summary = plan.summary(row)
+            summary, _ = plan.summary(row)
             if not plan.kernel.outputs:
                 total = jnp.zeros(summary[0].shape, jnp.float32)
                 for i, number in enumerate(summary):
@@ -200,16 +207,3 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
 def _added(plan: Launch, total: jax.Array, code: jax.Array, factor: jax.Array) -> jax.Array:
     """total + factor * the output that numbers of a code stand for."""
     return machine(plan.platform).fma(factor, plan.op.output(code, factor), total)
-
-
-def _side_by_side(totals: Sequence[jax.Array], width: int) -> jax.Array:
-    """So many [1, lanes] or fewer as one [width, lanes], a power of two, padded with zeros.
-
-    Added up over lanes one by one, each would make all threads wait twice.
-    """
-    totals = [*totals, *[jnp.zeros_like(totals[0])] * (width - len(totals))]
-    while len(totals) > 1:
-        halves = totals[: len(totals) // 2], totals[len(totals) // 2 :]
-        totals = [jnp.stack(pair, -1) for pair in zip(*halves, strict=True)]
-    tile = totals[0][0]
-    return tile.reshape(tile.shape[0], width).T

@@ -165,6 +165,11 @@ class Row:
             return self.draws.machine.fma(sigma, z, self.x_ref[at])
         return self.x_ref[at] + sigma * z
 
+    def value_at(self, coordinate: jax.Array) -> jax.Array:
+        """x + sigma z at single coordinates, if columns are laid out in their order."""
+        assert self.tile <= 4
+        return self._y((coordinate, 0), self.draws(coordinate))
+
     def pieces(self, t, tangent_ref=None) -> tuple[list[Pair], jax.Array | float]:
         """The same in (values, coordinates), as the stream draws them; and <h_1(z), t> of the tile.
 

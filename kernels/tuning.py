@@ -114,9 +114,12 @@ class Tuning:
     kernel_cut_warps: int = 4096
     kernel_piece_tiles: int = 16
     kernel_piece_least: int = 128
-    # Coordinates of a row that are ranked in the registers of one thread: a word for each, and in
-    # sums as many totals.
-    kernel_network_most: int = 64
+    # Coordinates of a row that are sorted in the registers of one thread, a word for each. A rank
+    # of 100 takes 67 instructions so by Philox, and 129 where many threads hold 128 words (sm_90).
+    kernel_network_most: int = 128
+    # Warps of such a program. Four would store more than the 48 kB of shared memory that a kernel
+    # may declare, and wait for each other.
+    kernel_network_warps: int = 2
     # Those that are ranked in the registers of many, which are powers of two. Above it, ranks are
     # counted tile by tile if the kernel is named; if not, XLA sorts.
     kernel_sorted_most: int = 4096
@@ -142,9 +145,6 @@ class Tuning:
     # Coordinates that are drawn in one turn of a loop, at whose end all words move on. Of 64, 16 in
     # a turn take 2 instructions more by Threefry and 4 by Philox (sm_90), and 64 spill.
     kernel_network_turn: int = 32
-    # Tiles of samples of such a row, in sums, that share the sum over lanes at the end of a program,
-    # of 980 instructions in a thread where a tile of 64 coordinates takes 3400 by Philox (sm_90).
-    kernel_network_run: int = 2
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
     # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
     kernel_stores: int = 16

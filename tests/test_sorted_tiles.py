@@ -23,6 +23,12 @@ KEY = jax.random.key(5)
 INF, NAN = np.inf, np.nan
 
 
+@pytest.fixture(autouse=True)
+def short_rows_too():
+    with tuned(kernel_network_most=64):
+        yield
+
+
 @pytest.mark.parametrize(
     ("height", "across"), [(1, 1), (2, 1), (2, 2), (64, 8), (8, 8), (64, 2), (32, 1)]
 )

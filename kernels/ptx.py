@@ -1,0 +1,21 @@
+"""NVIDIA's assembly in a kernel."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def ptx(assembly: str, constraints: str, dtype, *args) -> jax.Array:
+    """One result of the assembly for each element; its arguments broadcast."""
+    from jax.experimental.pallas import triton as plgpu
+
+    shape = jnp.broadcast_shapes(*map(jnp.shape, args))
+    (out,) = plgpu.elementwise_inline_asm(
+        assembly,
+        args=[jnp.broadcast_to(a, shape) for a in args],
+        constraints=constraints,
+        pack=1,
+        result_shape_dtypes=[jax.ShapeDtypeStruct(shape, dtype)],
+    )
+    return out
