@@ -17,10 +17,11 @@ _RESOURCES = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 # Instructions that a streaming multiprocessor (SM) starts per cycle, by the unit they need.
 SMS, CLOCK, ISSUE = 132, 1.98e9, 128
-_UNITS = {"ALU": 64, "MUFU": 16, "FMA": 128}
+_UNITS = {"ALU": 64, "MUFU": 16, "FMA": 128, "LSU": 32}
 _ALU = {"LOP3", "PLOP3", "SHF", "IADD3", "VIADD", "LEA", "ISETP", "SEL", "PRMT"}
 _ALU |= {"FSETP", "FSEL", "FMNMX", "VIMNMX", "I2FP"}
 _FMA = {"FFMA", "FADD", "FMUL", "IMAD"}
+_LSU = {"LDS", "STS", "LDG", "STG", "LDL", "STL", "SHFL"}
 
 
 def _dumped(path: Path, what: str) -> str:
@@ -47,6 +48,7 @@ def cycles(ops: list[str]) -> float:
         "ALU": sum(kinds[op] for op in _ALU),
         "FMA": sum(kinds[op] for op in _FMA),
         "MUFU": kinds["MUFU"],
+        "LSU": sum(kinds[op] for op in _LSU) + 3 * sum(op.endswith(".128") for op in ops),
     }
     return max(kinds.total() / ISSUE, *(units[u] / rate for u, rate in _UNITS.items()))
 

@@ -49,7 +49,7 @@ RECORD = ROOT / "bench" / "results" / "gpu_device.json"
 _CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 100)
 _REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
 # Rows and numbers of ranks as in gpu_instructions.py, a billion variates each: milliseconds.
-_TIMED, _TIMED_RANKED = Size(256, 1000, 4096), (16, 64, 128, 256, 1024)
+_TIMED, _TIMED_RANKED = Size(256, 1000, 4096), (16, 64, 100, 128, 256, 1024)
 _AGAINST_OPTAX = (
     *(Size(*size) for size in ((1, 5, 100), (1, 1000, 1000), (1, 100_000, 200))),
     *(Size(*size) for size in ((16, 100, 1000), (64, 1000, 200), (16, 10_000, 200))),

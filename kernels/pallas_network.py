@@ -196,7 +196,7 @@ def _in_turn(
 
     No register can be indexed by a loop counter: the words of a turn queue up behind the others.
     """
-    most = max(1, TUNING.kernel_network_turn // row.tile)
+    most = TUNING.kernel_network_fours if row.fours else TUNING.kernel_network_ones
     turns, tiles = even_blocks(row.num_tiles, most)
     if turns * tiles < row.num_tiles:
         turns, tiles = split(row.num_tiles, most)

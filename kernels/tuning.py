@@ -142,9 +142,11 @@ class Tuning:
     # of ranks by levels need two words for each, and are half as many. A device holds about as many
     # at a time.
     kernel_whole_programs: int = 2048
-    # Coordinates that are drawn in one turn of a loop, at whose end all words move on. Of 64, 16 in
-    # a turn take 2 instructions more by Threefry and 4 by Philox (sm_90), and 64 spill.
-    kernel_network_turn: int = 32
+    # Coordinates, or fours of them, that are drawn in one turn of a loop, at whose end all words
+    # move on. Of 64 by Threefry, 16 in a turn take 142 instructions each and 32 take 140, but twice
+    # as long to compile, 22 s; by Philox, 16 take 4 more than 32, and 64 spill (sm_90).
+    kernel_network_ones: int = 20
+    kernel_network_fours: int = 8
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
     # costs a compiler of Triton a search through the whole kernel: 64 took 20 s.
     kernel_stores: int = 16
