@@ -74,7 +74,7 @@ class Machine:
 
     Attributes:
         opaque: uint32 values, hidden from the compiler's algebra, and made anew where others are.
-        rotates: (a, places) -> uint32 values rotated to the left, in two ways that take turns.
+        rotates: (a, places) -> uint32 values rotated to the left, in ways that take turns.
         product: (high, low) words of the product of uint32 values and a constant.
         log: natural logarithm of positive normal float32 values, with an error of 2^-22, absolutely
             above one half, else relatively; not for noise that must equal `jax.random`'s.
@@ -100,7 +100,7 @@ class Machine:
 
     opaque: Callable[..., jax.Array] = lambda a, *others: a
     product: Callable[[jax.Array, np.uint32], tuple[jax.Array, jax.Array]] = _product
-    rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate, rotate)
+    rotates: tuple[Callable[[jax.Array, int], jax.Array], ...] = (rotate,)
     log: Callable[[jax.Array], jax.Array] = jnp.log
     log2: Callable[[jax.Array], jax.Array] = _log2
     log2_of_negative: Callable[[jax.Array], jax.Array] = lambda a: _log2(negative(a))

@@ -40,7 +40,7 @@ def keyed_rounds(
     for i in range(5):
         for j, r in enumerate(_ROTATIONS[i % 2]):
             x0 = x0 + x1
-            x1 = machine.rotates[j % len(machine.rotates)](x1, r) ^ x0
+            x1 = machine.rotates[(4 * i + j) % len(machine.rotates)](x1, r) ^ x0
         x0 = x0 + schedule[(i + 1) % 3]
         x1 = x1 + (schedule[(i + 2) % 3] + np.uint32(i + 1))
     return x0, x1
