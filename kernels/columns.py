@@ -53,9 +53,7 @@ class _Table:
         """
         computed = [place for place in places if not isinstance(place, int)]
         operands = iter(range(2, 2 + len(computed)))
-        wait = ""
-        if for_all:
-            wait = "bar.sync 0;" if self.threads > 32 else "bar.warp.sync 0xffffffff;"
+        wait = _wait(self.threads) if for_all else ""
         lines = [".reg .u32 at;", wait]
         for value, place in enumerate(places, 2 + len(computed)):
             if isinstance(place, int):
@@ -67,6 +65,11 @@ class _Table:
         constraints = ["=&r", "r", *["r"] * len(computed), *["f"] * len(values)]
         assembly = "{ " + " ".join(lines) + " }"
         return ptx(assembly, ",".join(constraints), jnp.int32, self.column, *computed, *values)
+
+
+def _wait(threads: int) -> str:
+    """A barrier for all of them."""
+    return "bar.sync 0;" if threads > 32 else "bar.warp.sync 0xffffffff;"
 
 
 def _table(rows: int, threads: int, lanes: int) -> _Table:
@@ -122,3 +125,21 @@ def sums(
         at = mine * np.int32(table.row) + start
         found.append(ptx(assembly, "=&f,r,r", jnp.float32, at, column))
     return tuple(found)
+
+
+def exchanged(words: jax.Array, to: jax.Array, of: jax.Array, threads: int) -> jax.Array:
+    """`Machine.exchanged`: all words of a thread at a time.
+
+    In global memory, where neighbours would not be stored together, each is a sector of its own.
+    """
+    tile, lanes = words.shape
+    count = words.size // threads
+    first = _table(tile, lanes, lanes).first
+    wait = _wait(threads)
+    lines = [wait]
+    lines += [f"st.shared.b32 [${count + i}], ${2 * count + i};" for i in range(count)]
+    lines += [wait]
+    lines += [f"ld.shared.b32 ${i}, [${3 * count + i}];" for i in range(count)]
+    constraints = ",".join(["=&r"] * count + ["r"] * 3 * count)
+    to, of = (first + at * np.int32(_WORD) for at in (to, of))
+    return ptx(" ".join(lines), constraints, jnp.int32, to, words, of, pack=count)

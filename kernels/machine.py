@@ -95,6 +95,8 @@ class Machine:
             [1, lanes], one behind the other, where lane i holds a part of what all lanes have at
             place i % width; None if registers are the better place for sums.
         ascending_rows: (tile, across) -> the same values, in order along `bitonic.places`.
+        exchanged: (int32 words [tile, lanes], numbers of their places, of others; threads) -> words
+            of the other places; None if they go through a ref.
         barrier: what a program's threads stored before it, all of them may load behind it.
     """
 
@@ -113,6 +115,7 @@ class Machine:
     inverse: Callable[[Sequence[jax.Array], int], Sequence[jax.Array]] = _inverse
     sums: Callable[..., Sequence[jax.Array]] | None = _sums
     ascending_rows: Callable[[jax.Array, int], jax.Array] = _ascending_rows
+    exchanged: Callable[..., jax.Array] | None = None
     barrier: Callable[[], None] = lambda: None
 
 

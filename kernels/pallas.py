@@ -133,7 +133,8 @@ def machine(platform: str) -> Machine:
         quick = dict(log=_log, log2=_log2, sqrt=_sqrt, cos_sin=_cos_sin)
         quick["log2_of_negative"] = _log2_of_negative
         exact = dict(full_log=_full_log, erf_inv=_erf_inv, fma=_fma)
-        sorting = {**_sorting(), "inverse": columns.inverse, "sums": columns.sums}
+        shared = dict(inverse=columns.inverse, sums=columns.sums, exchanged=columns.exchanged)
+        sorting = {**_sorting(), **shared}
         return Machine(_opaque, _product, rotates, **exact, **quick, **sorting)
     if platform == "rocm":
         return Machine(product=_product_of_halves, **_sorting())

@@ -86,14 +86,14 @@ class _Memory:
         self.places = bitonic.places(self.tile, self.across)
         self.slots = lax.broadcasted_iota(jnp.int32, (self.tile, 1), 0)
 
-    def _at(self, place: jax.Array) -> jax.Array:
+    def at(self, place: jax.Array) -> jax.Array:
         return place * np.int32(self.lanes) + self.lane
 
     def __getitem__(self, place: jax.Array) -> jax.Array:
-        return self.ref[self._at(place)]
+        return self.ref[self.at(place)]
 
     def __setitem__(self, place: jax.Array, word: jax.Array) -> None:
-        self.ref[self._at(place)] = word
+        self.ref[self.at(place)] = word
 
     def store(self, place: jax.Array, words: jax.Array) -> None:
         """For all threads to see."""
@@ -206,8 +206,11 @@ def _rank_by_levels(
 
     def by_places() -> jax.Array:
         word = memory[memory.slots]
-        rank = end - memory.places if descending else memory.places
-        found.store(word & below, jnp.broadcast_to(rank, word.shape))
+        rank = jnp.broadcast_to(end - memory.places if descending else memory.places, word.shape)
+        if memory.machine.exchanged:
+            places = memory.at(word & below), memory.at(memory.slots)
+            return memory.machine.exchanged(rank, *places, row.threads)
+        found.store(word & below, rank)
         return found.in_turn()
 
     left = (jnp.min(jnp.min(place, 0)) < _LARGEST) | (three > 0) | (row.aid[2, 0] > 0)

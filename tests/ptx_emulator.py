@@ -21,23 +21,24 @@ class Program:
     def __init__(self, threads: int):
         self.threads = threads
         self.tables: dict[str, int] = {}
-        self.memory: dict[int, np.float32] = {}
+        self.memory: dict[int, np.float32 | np.int32] = {}
         self.barriers = 0
         # Address -> (thread, barriers until then) of who has stored there last, and loaded since.
         self.stored: dict[int, tuple[int, int]] = {}
         self.loaded: dict[int, set[tuple[int, int]]] = {}
 
-    def ptx(self, assembly: str, constraints: str, dtype, *args) -> jnp.ndarray:
-        outputs = [c.startswith("=") for c in constraints.split(",")]
-        assert outputs[0] and not any(outputs[1:]) and len(outputs) == 1 + len(args)
+    def ptx(self, assembly: str, constraints: str, dtype, *args, pack: int = 1) -> jnp.ndarray:
+        found = constraints.split(",")
+        assert [c[0] == "=" for c in found] == [True] * pack + [False] * pack * len(args)
         shape = np.broadcast_shapes(*map(np.shape, args))
-        assert shape == (1, self.threads), "one element for each thread"
-        operands = np.stack([np.broadcast_to(np.asarray(a), shape)[0] for a in args], 1)
+        assert np.prod(shape) <= self.threads * pack, "one call for each thread"
+        # [thread, argument, element]: neighbours are in neighbouring threads.
+        operands = np.stack([np.broadcast_to(a, shape).reshape(pack, -1).T for a in args], 1)
         inner = assembly[1:-1] if assembly.startswith("{") else assembly
         statements = [s.strip() for s in inner.split(";") if s.strip()]
         registers = [
-            {"%tid.x": t, **{f"${i}": a for i, a in enumerate(operands[t], 1)}}
-            for t in range(self.threads)
+            {"%tid.x": t, **{f"${i}": a for i, a in enumerate(of_thread.reshape(-1), pack)}}
+            for t, of_thread in enumerate(operands)
         ]
         phases: list[list[str]] = [[]]
         for statement in statements:
@@ -51,7 +52,8 @@ class Program:
             for of_thread in registers:
                 for statement in phase:
                     self._step(statement, of_thread)
-        return jnp.asarray([[r["$0"] for r in registers]], dtype)
+        results = [[of_thread[f"${i}"] for of_thread in registers] for i in range(pack)]
+        return jnp.asarray(np.reshape(results, shape), dtype)
 
     def _step(self, statement: str, registers: dict) -> None:
         name, _, rest = statement.partition(" ")
@@ -68,20 +70,21 @@ class Program:
                 registers[target] = self._loaded(at + 4 * i, registers)
             return
         first, *others = rest.split(", ")
-        if name == "st.shared.f32":
+        if name in ("st.shared.f32", "st.shared.b32"):
             at = self._address(first, registers)
             assert at % 4 == 0
             self._alone(at, registers, {self.stored.get(at), *self.loaded.pop(at, ())} - {None})
-            self.memory[at] = np.float32(self._value(others[0], registers))
+            kind = np.float32 if name.endswith("f32") else np.int32
+            self.memory[at] = kind(self._value(others[0], registers))
             self.stored[at] = registers["%tid.x"], self.barriers
             return
-        if name == "ld.shared.f32":
+        if name in ("ld.shared.f32", "ld.shared.b32"):
             registers[first] = self._loaded(self._address(others[0], registers), registers)
             return
         values = [self._value(a, registers) for a in others]
         registers[first] = _ARITHMETIC[name](*values)
 
-    def _loaded(self, at: int, registers: dict) -> np.float32:
+    def _loaded(self, at: int, registers: dict) -> np.float32 | np.int32:
         self._alone(at, registers, {self.stored[at]})
         self.loaded.setdefault(at, set()).add((registers["%tid.x"], self.barriers))
         return self.memory[at]

@@ -49,6 +49,21 @@ def test_sums(n, threads, static):
         np.testing.assert_array_equal(*(total[:n] for total in totals))
 
 
+@pytest.mark.parametrize(("tile", "lanes"), [(256, 2), (1024, 1)])
+def test_exchanged(tile, lanes, threads):
+    size = tile * lanes
+    random = np.random.default_rng(0)
+    for _ in range(2):  # the table is used again
+        to, of = (random.permutation(size).astype(np.int32) for _ in range(2))
+        words = random.integers(-(2**31), 2**31, size, np.int32)
+        memory = np.zeros_like(words)
+        memory[to] = words
+        found = columns.exchanged(
+            *(jnp.asarray(a.reshape(tile, lanes)) for a in (words, to, of)), threads
+        )
+        np.testing.assert_array_equal(found, memory[of].reshape(tile, lanes))
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_missing_barrier_is_noticed(threads, which, monkeypatch):
     assembly = columns.ptx

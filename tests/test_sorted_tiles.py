@@ -168,7 +168,7 @@ def test_shared_levels_are_not_ranked(undecided):
 @pytest.mark.parametrize(("rng", "d"), [("jax", 70), ("philox", 70), ("philox", 260)])
 def test_addresses_are_in_memory(rng, d, monkeypatch):
     """Of pairs that share a level, and where none do; interpreted, others would be clamped."""
-    address, seen = pallas_sorted._Memory._at, []
+    address, seen = pallas_sorted._Memory.at, []
 
     def noted(memory, place):
         at = address(memory, place)
@@ -176,7 +176,7 @@ def test_addresses_are_in_memory(rng, d, monkeypatch):
         jax.debug.callback(lambda inside: seen.append(bool(inside)), inside)
         return at
 
-    monkeypatch.setattr(pallas_sorted._Memory, "_at", noted)
+    monkeypatch.setattr(pallas_sorted._Memory, "at", noted)
     x = normal(1, 3, d) + np.float32([[0], [20000], [NAN]])
     ranks = _both("samples", "ranking", d, 8, rng)[0]
     jax.block_until_ready(ranks(x, 1.0))
