@@ -154,8 +154,10 @@ def _settled(
             place = jnp.where(shares, np.int32(i), place)
         return place
 
-    def key(word: jax.Array) -> jax.Array:
-        return sort_key(row.value_at(word & below))
+    def key_of(i, carry):
+        """One after the other, in the same code: a search in memory takes Triton a second."""
+        (word, other), (_, key) = carry
+        return (other, word), (key, sort_key(row.value_at(word & below)))
 
     def settle(carry):
         words, place, turns, three = carry
@@ -163,7 +165,8 @@ def _settled(
         for i, (here, following) in enumerate(itertools.pairwise(words)):
             first = jnp.where(place == i, here, first)
             second = jnp.where(place == i, following, second)
-        mine, others = key(first), key(second)
+        start = (first, second), (jnp.zeros_like(first),) * 2
+        _, (mine, others) = lax.fori_loop(0, 2, key_of, start)
         change = (mine <= others) if descending else (mine > others)
         place_of_change = jnp.where(change, place, none)
         changed = []
