@@ -46,7 +46,7 @@ from perturbk.demo_measure import machine  # noqa: E402
 
 RECORD = ROOT / "bench" / "results" / "gpu_device.json"
 # Rankings are checked and timed at lengths of their own.
-_CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 100)
+_CHECKED, _CHECKED_RANKED = Size(3, 100, 300), (16, 100, 200)
 _REHEARSED, _REHEARSED_RANKED = Size(2, 12, 40), (12,)
 # Rows and numbers of ranks as in gpu_instructions.py, a billion variates each: milliseconds.
 _TIMED, _TIMED_RANKED = Size(256, 1000, 4096), (16, 64, 100, 128, 256, 1024)

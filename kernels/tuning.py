@@ -115,7 +115,7 @@ class Tuning:
     kernel_piece_tiles: int = 16
     kernel_piece_least: int = 128
     # Coordinates of a row that are sorted in the registers of one thread, a word for each. A rank
-    # of 100 takes 67 instructions so by Philox, and 129 where many threads hold 128 words (sm_90).
+    # of 100 takes 65 instructions so by Philox, and 129 where many threads hold 128 words (sm_90).
     kernel_network_most: int = 128
     # Warps of such a program. Four would store more than the 48 kB of shared memory that a kernel
     # may declare, and wait for each other.

@@ -87,7 +87,7 @@ def test_long_rows_in_order(platform):
 
 def test_few_long_rows_are_left_to_the_sort_of_xla():
     """On a GPU, where a program of a kernel would sort one after the other."""
-    f, x = perturbk.make_perturbed_fun(jnp.sort, 300, 0.5), np.zeros((2, 100), np.float32)
+    f, x = perturbk.make_perturbed_fun(jnp.sort, 300, 0.5), np.zeros((2, 200), np.float32)
     assert kernels(f, x, "cuda") == (set(), set())
     (leaf,) = perturbk.explain(f, x, platform="cuda").leaves
     assert leaf.implementation == "xla" and "600 rows side by side" in leaf.reason
