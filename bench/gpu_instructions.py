@@ -18,6 +18,7 @@ import functools
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -269,8 +270,11 @@ def main() -> int:
         print(f"compiled for sm_90 by jax {jax.__version__}, ptxas of triton {triton.__version__}")
         found = {}
         for kernel in KERNELS:
+            start = time.perf_counter()
             found[kernel.name] = row = count(kernel, kept)
-            print(f"{kernel.name:30}", *(f"{k}: {v}" for k, v in row.items()), sep="  ", flush=True)
+            figures = [f"{k}: {v}" for k, v in row.items()]
+            figures.append(f"to compile: {time.perf_counter() - start:.0f} s")
+            print(f"{kernel.name:30}", *figures, sep="  ", flush=True)
     if options.check:
         wrong = faults(found, json.loads(RECORD.read_text())["kernels"])
         print("\n".join(wrong) or "no kernel takes more than recorded")

@@ -146,45 +146,38 @@ def _settled(
     """
     none = np.int32(row.d)
 
-    def first_of(words: Sequence[jax.Array], start: jax.Array) -> jax.Array:
-        """The first place from there on that shares its level with the next."""
-        place = jnp.full((1, row.lanes), none)
-        for i, pair in reversed(list(enumerate(itertools.pairwise(words)))):
-            shares = (_apart(*pair) <= below.astype(np.uint32)) & (start <= i)
-            place = jnp.where(shares, np.int32(i), place)
-        return place
-
-    def key_of(i, carry):
+    def key_of(_, carry):
         """One after the other, in the same code: a search in memory takes Triton a second."""
         (word, other), (_, key) = carry
         return (other, word), (key, sort_key(row.value_at(word & below)))
 
     def settle(carry):
-        words, place, turns, three = carry
-        first = second = words[0]
-        for i, (here, following) in enumerate(itertools.pairwise(words)):
-            first = jnp.where(place == i, here, first)
-            second = jnp.where(place == i, following, second)
-        start = (first, second), (jnp.zeros_like(first),) * 2
-        _, (mine, others) = lax.fori_loop(0, 2, key_of, start)
+        """The next two of each lane, if there are any."""
+        words, start, turns, _, _ = carry
+        place, first, second = jnp.full((1, row.lanes), none), words[0], words[0]
+        for i, (here, following) in reversed(list(enumerate(itertools.pairwise(words)))):
+            shares = (_apart(here, following) <= below.astype(np.uint32)) & (start <= i)
+            place = jnp.where(shares, np.int32(i), place)
+            first, second = jnp.where(shares, here, first), jnp.where(shares, following, second)
+        keys = (first, second), (jnp.zeros_like(first),) * 2
+        _, (mine, others) = lax.fori_loop(0, 2, key_of, keys)
         change = (mine <= others) if descending else (mine > others)
-        place_of_change = jnp.where(change, place, none)
+        change = jnp.where(change, place, none)
         changed = []
         for i, word in enumerate(words):
-            word = jnp.where(place_of_change == i, second, word)
-            changed.append(jnp.where(place_of_change == i - 1, first, word))
-        following = first_of(changed, place + 1)
-        three = jnp.maximum(three, _any((place < none) & (following == place + 1)))
-        return tuple(changed), following, turns + 1, three
+            word = jnp.where(change == i, second, word)
+            changed.append(jnp.where(change == i - 1, first, word))
+        found, three = place < none, (place == start) & (start > 0)
+        return tuple(changed), place + 1, turns + 1, _any(found), _any(found & three)
 
     def unsettled(carry) -> jax.Array:
-        _, place, turns, three = carry
-        return (_any(place < none) > 0) & (turns < TUNING.kernel_pairs_most) & (three == 0)
+        _, _, turns, found, three = carry
+        return (found > 0) & (turns <= TUNING.kernel_pairs_most) & (three == 0)
 
-    start = jnp.where(row.aid[2, 0] > 0, none, jnp.zeros((1, row.lanes), jnp.int32))
-    start = tuple(words), first_of(words, start), np.int32(0), np.int32(0)
-    words, place, _, three = lax.while_loop(unsettled, settle, start)
-    return (_any(place < none) == 0) & (three == 0) & (row.aid[2, 0] == 0), words
+    leveled = jnp.where(row.aid[2, 0] > 0, np.int32(0), np.int32(1))
+    start = jnp.zeros((1, row.lanes), jnp.int32), np.int32(0), leveled, np.int32(0)
+    words, _, _, found, three = lax.while_loop(unsettled, settle, (tuple(words), *start))
+    return (found == 0) & (three == 0) & (leveled > 0), words
 
 
 def _any(where: jax.Array) -> jax.Array:
@@ -193,13 +186,20 @@ def _any(where: jax.Array) -> jax.Array:
 
 
 def _in_turn(
-    row, word: Callable[[jax.Array, jax.Array], jax.Array], tangent_ref=None
+    row,
+    word: Callable[[jax.Array, jax.Array], jax.Array],
+    tangent_ref=None,
+    most: int | None = None,
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """(word(y, coordinate), int32, of every coordinate of the row; <h_1(z), t>), all [1, lanes].
 
     No register can be indexed by a loop counter: the words of a turn queue up behind the others.
+
+    Args:
+        most: tiles of a turn, if not those that take the fewest instructions.
     """
-    most = TUNING.kernel_network_fours if row.fours else TUNING.kernel_network_ones
+    if most is None:
+        most = TUNING.kernel_network_fours if row.fours else TUNING.kernel_network_ones
     turns, tiles = even_blocks(row.num_tiles, most)
     if turns * tiles < row.num_tiles:
         turns, tiles = split(row.num_tiles, most)
@@ -240,6 +240,6 @@ def _by_keys(row, sort_key: SortKey, bits: int) -> tuple[jax.Array, ...]:
         word = (key << np.int32(2 * bits)) + (place << np.int32(bits)) + coordinate
         return *others, word
 
-    words, _ = _in_turn(row, lower)
+    words, _ = _in_turn(row, lower, most=1)  # in little code
     words = lax.fori_loop(0, row.d, upper, network.in_turns(words))
     return tuple(word & below for word in network.in_turns(words))

@@ -13,6 +13,9 @@ w = exp((x_k - x)/sigma), the smallest first; x_k is the k-th largest x. Its val
 let u = exp(-E). The stream gives a number from u + 2^-22 to u + 2^-21 (`NoiseMath.above`). Its
 quick binary logarithm errs by 2^-22, absolutely above one half and relatively below, and is still
 above log2(u): there a step of 2^-22 changes it by more, since -v log(v) < 1 for all v.
+
+So the race takes 23 bits of a word. A tail of all 32, as Philox's noise has, is drawn for those in
+front only, and adds nothing to the loop.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Tuning:
     kernel_piece_tiles: int = 16
     kernel_piece_least: int = 128
     # Coordinates of a row that are sorted in the registers of one thread, a word for each. A rank
-    # of 100 takes 65 instructions so by Philox, and 129 where many threads hold 128 words (sm_90).
+    # of 100 takes 66 instructions so by Philox, and 129 where many threads hold 128 words (sm_90).
     kernel_network_most: int = 128
     # Warps of such a program. Four would store more than the 48 kB of shared memory that a kernel
     # may declare, and wait for each other.
@@ -143,8 +143,8 @@ class Tuning:
     # at a time.
     kernel_whole_programs: int = 2048
     # Coordinates, or fours of them, that are drawn in one turn of a loop, at whose end all words
-    # move on. Of 64 by Threefry, 16 in a turn take 142 instructions each and 32 take 140, but twice
-    # as long to compile, 22 s; by Philox, 16 take 4 more than 32, and 64 spill (sm_90).
+    # move on. Of 64 by Threefry, 16 in a turn take 2 instructions more than 32, and half as long to
+    # compile; by Philox, 16 take 4 more than 32, and 64 spill (sm_90).
     kernel_network_ones: int = 20
     kernel_network_fours: int = 8
     # Stores of a sample's numbers in the code of a kernel; more take turns. A store of 128 lanes
