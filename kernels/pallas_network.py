@@ -2,7 +2,7 @@
 
 A thread has no instructions to sort values with their places, but `min` and `max` sort words. A
 word holds the *level* of a perturbed value, which never falls where the value rises, and below it
-the coordinate. Another sort, by coordinate, takes the places back to where the values came from.
+the coordinate. The coordinates in that order are a permutation, and the ranks its inverse.
 
 Words are short of bits. Two values may share a level, which is rare: then both are drawn again, and
 their keys decide. Where that is not enough, whole keys are sorted. So the ranks are those of
@@ -39,12 +39,12 @@ SortKey = Callable[[jax.Array], jax.Array]
 
 
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
-    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: shift, scale, whether to count.
+    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: shift, scale, 1 if it has none.
 
     The level of y is t = y * scale + shift, bit by bit. Values far below the others, as masks are
     made, would leave those few levels: they are *sunk*, below the lowest level in the order of
     ties. This takes that no noise changes them and that they are equal. Rows of others, rows with
-    NaN or infinity, those with no positive sigma and those too far from zero are counted.
+    NaN or infinity, those with no positive sigma and those too far from zero have no levels.
     """
     del math, times
     low, high = x + sigma * np.float32(Z_LEAST), x + sigma * np.float32(Z_MOST)
@@ -58,9 +58,9 @@ def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
     highest = jnp.max(jnp.where(sunk, x, -np.inf), -1, keepdims=True)
     equal = (highest < deepest) | ((highest == deepest) & (highest < least))  # or there are none
     on_scale = (jnp.abs(shift) < _SHIFT_MOST) & (scale > 0) & jnp.isfinite(scale)
-    settled = equal & on_scale & jnp.all(sigma > 0, -1, keepdims=True)
-    counted = jnp.where(settled, np.float32(0), np.float32(1))
-    limits = jnp.broadcast_arrays(shift, scale, counted, jnp.zeros_like(counted))
+    leveled = equal & on_scale & jnp.all(sigma > 0, -1, keepdims=True)
+    without = jnp.where(leveled, np.float32(0), np.float32(1))
+    limits = jnp.broadcast_arrays(shift, scale, without, jnp.zeros_like(without))
     return Aid((jnp.concatenate(limits, -1),), lambda limits_ref: limits_ref)
 
 
