@@ -39,7 +39,7 @@ SortKey = Callable[[jax.Array], jax.Array]
 
 
 def aid(math: NoiseMath, x: jax.Array, sigma: jax.Array, times: int) -> Aid:
-    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: shift, scale, 1 if it has none.
+    """Limits [..., 4] of rows x [..., d] and sigma [..., 1 or d]: shift, scale, 1 for no levels.
 
     The level of y is t = y * scale + shift, bit by bit. Values far below the others, as masks are
     made, would leave those few levels: they are *sunk*, below the lowest level in the order of
