@@ -130,8 +130,8 @@ def machine(platform: str) -> Machine:
     """What a platform's kernels do in their own way; only a GPU's do."""
     if platform == "cuda":
         rotates = rotate, _rotate_by_product, _rotate_by_product
-        quick = dict(log=_log, log2=_log2, sqrt=_sqrt, cos_sin=_cos_sin)
-        quick["log2_of_negative"] = _log2_of_negative
+        logs = dict(log=_log, log2=_log2, log2_of_negative=_log2_of_negative)
+        quick = dict(logs, sqrt=_sqrt, cos_sin=_cos_sin)
         exact = dict(full_log=_full_log, erf_inv=_erf_inv, fma=_fma)
         shared = dict(inverse=columns.inverse, sums=columns.sums, exchanged=columns.exchanged)
         sorting = {**_sorting(), **shared}

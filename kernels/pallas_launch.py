@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -204,16 +204,6 @@ class Launch:
         if self.kernel.places:
             numbers = machine(self.platform).inverse(numbers, row.threads)
         return numbers, product
-
-    def sums(self, row: Row, weights: jax.Array) -> Sequence[jax.Array]:
-        """Of the weighted outputs of a tile of samples, by `Machine.sums`."""
-        numbers, _ = self.kernel.summary(row)
-        if self.kernel.places:
-            places, codes = numbers, map(np.float32, range(len(numbers)))
-        else:
-            places, codes = range(len(numbers)), numbers
-        terms = [weights * self.op.output(code, weights) for code in codes]
-        return machine(self.platform).sums(places, terms, self.out_width)
 
     @property
     def summary_shape(self) -> tuple[int, int]:

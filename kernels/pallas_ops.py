@@ -9,14 +9,17 @@ Operands are those of `xla.py`, cut by `pallas_launch.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 from perturbk.kernels.ops import keeps_codes, of_rows
 from perturbk.kernels.pallas import machine
 from perturbk.kernels.pallas_launch import Launch
-from perturbk.kernels.pallas_rows import fill_to, summed
+from perturbk.kernels.pallas_rows import Row, fill_to, summed
 from perturbk.kernels.streams import THREEFRY
 
 
@@ -118,7 +121,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         def tile_of_numbers(lane, totals):
             w, row = weights_ref[0:1, lane], row_at(lane)
             if plan.adds_up_in_memory:
-                return tuple(map(jnp.add, totals, plan.sums(row, w)))
+                return tuple(map(jnp.add, totals, _sums(plan, row, w)))
             pairs = zip(totals, plan.summary(row)[0], strict=True)
             return tuple(_added(plan, total, number, w) for total, number in pairs)
 
@@ -202,6 +205,17 @@ def op_dot(keys, x, sigma, cotangent, *, op, noise, inner, platform, stream=THRE
     )
     out = out[..., : plan.num_samples].reshape(plan.groups, plan.shared, plan.rows, -1)
     return jnp.sum(out, 2)
+
+
+def _sums(plan: Launch, row: Row, weights: jax.Array) -> Sequence[jax.Array]:
+    """Of the weighted outputs of a tile of samples, by `Machine.sums`."""
+    numbers, _ = plan.kernel.summary(row)
+    if plan.kernel.places:
+        places, codes = numbers, map(np.float32, range(len(numbers)))
+    else:
+        places, codes = range(len(numbers)), numbers
+    terms = [weights * plan.op.output(code, weights) for code in codes]
+    return machine(plan.platform).sums(places, terms, plan.out_width)
 
 
 def _added(plan: Launch, total: jax.Array, code: jax.Array, factor: jax.Array) -> jax.Array:

@@ -81,7 +81,7 @@ def _ranks(op, d, num_samples, rng="jax", noise="gumbel"):
 
 @pytest.fixture
 def undecided(monkeypatch):
-    """Instead of counting, gives all places to one coordinate; returns which samples it did."""
+    """Instead of sorting keys, gives all places to one coordinate; returns which samples it did."""
 
     def one(row, *_):
         return (jnp.full((1, row.lanes), row.d, jnp.int32),) * row.d
@@ -109,7 +109,7 @@ def undecided(monkeypatch):
     ],
 )
 def test_sorted_ranks_are_exact(op, rng, d, sigma, spread, most, undecided):
-    """Where three share a level, which happens if x is spread that wide, they are counted."""
+    """Where three share a level, which happens if x is spread that wide, keys are sorted."""
     x = np.float32(spread) * normal(1, 2, d)
     sigma = np.resize(np.float32(sigma), d if isinstance(sigma, list) else 1)
     found, exact = (np.asarray(ranks(x, sigma)) for ranks in _ranks(op, d, 4000, rng))
