@@ -5,13 +5,15 @@
                                            (sm_90), for which no GPU is needed
 
 Each kind is a chain of steps on registers, several in each thread and enough threads to fill the
-device. Pairs of kinds show which units work side by side.
+device. Pairs of kinds show which units work side by side; one kind in other programs, what few
+warps, long code, and the start of a program cost.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import functools
 import sys
 import tempfile
@@ -39,9 +41,35 @@ STEPS = {
     "the same by a wide product": f"add.u32 a, a, b; {_WIDE} lop3.b32 b, hi, lo, a, 0x56;",
     "half a round of Philox": f"{_WIDE} lop3.b32 b, hi, a, $1, 0x96; xor.b32 a, lo, b;",
 }
-_TOGETHER, _TURNS = 16, 2048  # steps in a turn of the loop
 _TILE = (4, 128)  # chains: four in each thread
-_PROGRAMS = 132 * 16 * 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Programs of four warps, their turns of a loop, and the steps in each turn."""
+
+    programs: int = gpu_code.SMS * 64
+    turns: int = 2048
+    together: int = 16
+
+    @property
+    def steps(self) -> int:
+        return self.programs * _TILE[0] * _TILE[1] * self.turns * self.together
+
+
+_USUAL, _IN_OTHERS = Work(), "round of Threefry"
+# What is probed: a kind of step, and the work. A program of the last takes as many instructions as
+# one that ranks 16 coordinates.
+PROBES = {kind: (kind, _USUAL) for kind in STEPS} | {
+    f"{_IN_OTHERS}, {how}": (_IN_OTHERS, work)
+    for how, work in {
+        "one warp for each scheduler": Work(programs=gpu_code.SMS, turns=1 << 16),
+        "two warps for each": Work(programs=gpu_code.SMS * 2, turns=1 << 16),
+        "in 48 kB of code": Work(turns=128, together=256),
+        "in 32 times as many programs": Work(programs=_USUAL.programs * 32, turns=64),
+        "in 256 times as many": Work(programs=_USUAL.programs * 256, turns=8),
+    }.items()
+}
 _CHAIN = (
     "{{ .reg .b32 a, b, lo, hi; .reg .b64 w; .reg .f32 f; mov.b32 a, $1; not.b32 b, $1;"
     " mov.b64 w, {{a, b}}; mov.b32 f, $1; {steps}"
@@ -50,7 +78,7 @@ _CHAIN = (
 )
 
 
-def probe(kind: str) -> Callable:
+def probe(kind: str, work: Work) -> Callable:
     """words int32 [programs, *tile] -> words, by many steps of one kind."""
     import jax
     import jax.numpy as jnp
@@ -60,43 +88,44 @@ def probe(kind: str) -> Callable:
     from perturbk.kernels.pallas import launch
     from perturbk.kernels.ptx import ptx
 
-    chain = _CHAIN.format(steps=_TOGETHER * f" {STEPS[kind]}")
+    chain = _CHAIN.format(steps=work.together * f" {STEPS[kind]}")
 
     def body(x_ref, out_ref):
         def turn(_, words):
             return ptx(chain, "=r,r", jnp.int32, words)
 
-        out_ref[...] = lax.fori_loop(0, _TURNS, turn, x_ref[...])
+        out_ref[...] = lax.fori_loop(0, work.turns, turn, x_ref[...])
 
     spec = pl.BlockSpec((None, *_TILE), lambda p: (p, 0, 0))
-    shape = jax.ShapeDtypeStruct((_PROGRAMS, *_TILE), jnp.int32)
+    shape, grid = jax.ShapeDtypeStruct((work.programs, *_TILE), jnp.int32), (work.programs,)
     return lambda words: launch(
-        body, [words], [spec], spec, shape, grid=(_PROGRAMS,), name="probe", platform="cuda"
+        body, [words], [spec], spec, shape, grid=grid, name="probe", platform="cuda"
     )
 
 
 def count(kept: Path) -> dict[str, dict[str, float]]:
-    """Instructions of a step in the loop, by kind.
+    """Instructions of a step in the loop, by probe.
 
     kept: what `gpu_aot.prepare` returns.
     """
     import jax
     import jax.numpy as jnp
 
-    shape = jax.ShapeDtypeStruct((_PROGRAMS, *_TILE), jnp.int32)
-    steps, found = _TOGETHER * _TILE[0], {}
-    for kind in STEPS:
+    found = {}
+    for name, (kind, work) in PROBES.items():
         for path in kept.iterdir():
             path.unlink()
-        gpu_aot.compile_for_h200(probe(kind), shape)
+        shape = jax.ShapeDtypeStruct((work.programs, *_TILE), jnp.int32)
+        gpu_aot.compile_for_h200(probe(kind, work), shape)
         code = next(p for p in kept.iterdir() if b"perturbk_probe" in p.read_bytes())
         ops = collections.Counter(gpu_code.first_loop(gpu_code.disassembled(code)))
-        found[kind] = {op: round(n / steps, 2) for op, n in ops.items() if n >= steps / 4}
+        steps = work.together * _TILE[0]
+        found[name] = {op: round(n / steps, 2) for op, n in ops.items() if n >= steps / 4}
     return found
 
 
 def measure() -> dict[str, float]:
-    """Steps that a lane of an SM takes in a cycle at the highest clock, times lanes, by kind."""
+    """Steps that a lane of an SM takes in a cycle at the highest clock, times lanes, by probe."""
     import gpu_device
     import jax
     import jax.numpy as jnp
@@ -104,16 +133,15 @@ def measure() -> dict[str, float]:
     from perturbk.demo_measure import alternate
 
     gpu_device.platform_of("cuda")
-    words = jnp.arange(_PROGRAMS * _TILE[0] * _TILE[1], dtype=jnp.int32)
-    words = words.reshape(_PROGRAMS, *_TILE)
-    calls = {
-        kind: functools.partial(jax.jit(probe(kind)).lower(words).compile(), words)
-        for kind in STEPS
-    }
+    calls = {}
+    for name, (kind, work) in PROBES.items():
+        words = jnp.arange(work.programs * _TILE[0] * _TILE[1], dtype=jnp.int32)
+        words = words.reshape(-1, *_TILE)
+        calls[name] = functools.partial(jax.jit(probe(kind, work)).lower(words).compile(), words)
     times = alternate(calls, seconds=5)
     part = gpu_device.of_ceiling(gpu_device.nvidia_smi())
     cycles = gpu_code.SMS * gpu_code.CLOCK * part
-    return {kind: words.size * _TOGETHER * _TURNS / times.median(kind) / cycles for kind in STEPS}
+    return {name: work.steps / times.median(name) / cycles for name, (_, work) in PROBES.items()}
 
 
 def main() -> int:
@@ -123,11 +151,11 @@ def main() -> int:
     )
     if parser.parse_args().compile:
         with tempfile.TemporaryDirectory() as folder:
-            for kind, ops in count(gpu_aot.prepare(Path(folder))).items():
-                print(f"{kind:30}", *(f"{op} {n:g}" for op, n in ops.items()), sep="  ")
+            for name, ops in count(gpu_aot.prepare(Path(folder))).items():
+                print(f"{name:50}", *(f"{op} {n:g}" for op, n in ops.items()), sep="  ")
         return 0
-    for kind, rate in measure().items():
-        print(f"{kind:30}  {rate:.1f} steps per cycle and SM", flush=True)
+    for name, rate in measure().items():
+        print(f"{name:50}  {rate:.1f} steps per cycle and SM", flush=True)
     return 0
 
 

@@ -70,12 +70,12 @@ class Launch:
         self.out_width = -(-self.out // self.out_tile) * self.out_tile
         few = sums or self.kernel.whole
         self.lane_tiles = -(-tiles // TUNING.kernel_runs) if few else 1  # of a run
-        runs = -(-tiles // self.lane_tiles)
-        self.program_runs = 1
+        self.runs = -(-tiles // self.lane_tiles)
+        most = TUNING.kernel_programs
         if self.kernel.whole:
-            most = TUNING.kernel_whole_programs // self.kernel.memory // self.planes
-            self.program_runs = power_of_two(-(-runs // max(1, most)))
-        self.programs = -(-runs // self.program_runs)  # of a plane
+            most = TUNING.kernel_whole_programs // self.kernel.memory
+        most = max(1, most // self.planes)
+        self.programs, self.program_runs = split(self.runs, -(-self.runs // most))  # of a plane
         self.padded = self.programs * self.program_lanes
         sigma = jnp.broadcast_to(sigma, (*x.shape[:3], sigma.shape[3]))
         self.of_rows = x, sigma
@@ -220,9 +220,9 @@ class Launch:
         """Where the numbers of piece i of a summary lie among all of a run, to index a column."""
         return column_at(run * self.out_width + i, self.summary_shape[1])
 
-    def out_at(self, t) -> object:
-        """The slice of tile t of the outputs."""
-        return pl.ds(t * self.out_tile, self.out_tile)
+    def out_at(self, t, run=0) -> object:
+        """The slice of tile t of the outputs among those of all runs."""
+        return pl.ds(run * self.out_width + t * self.out_tile, self.out_tile)
 
     def over_outputs(self, step: Callable, start):
         """step(t, carry) for each tile of outputs."""

@@ -102,21 +102,25 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         *row_refs, weights_ref, out_ref = refs
         row_at = plan.rows_of(scratch_ref, *row_refs)
 
-        def clear(t, carry):
-            out_ref[plan.out_at(t), :] = jnp.zeros((plan.out_tile, 1), jnp.float32)
-            return carry
-
-        def tile(lane, carry):
-            row = row_at(lane)
-            (summary, _), w = plan.summary(row), weights_ref[0:1, lane]
-
-            def add(t, carry):
-                code, at = plan.kernel.outputs(row, summary, t), plan.out_at(t)
-                terms = w * plan.op.output(code, w)
-                out_ref[at, :] = out_ref[at, :] + jnp.sum(terms, 1, keepdims=True)
+        def run_of_outputs(run):
+            def clear(t, carry):
+                out_ref[plan.out_at(t, run), :] = jnp.zeros((plan.out_tile, 1), jnp.float32)
                 return carry
 
-            return plan.over_outputs(add, carry)
+            def tile(lane, carry):
+                row = row_at(lane)
+                (summary, _), w = plan.summary(row), weights_ref[0:1, lane]
+
+                def add(t, carry):
+                    code, at = plan.kernel.outputs(row, summary, t), plan.out_at(t, run)
+                    terms = w * plan.op.output(code, w)
+                    out_ref[at, :] = out_ref[at, :] + jnp.sum(terms, 1, keepdims=True)
+                    return carry
+
+                return plan.over_outputs(add, carry)
+
+            plan.over_outputs(clear, 0)
+            plan.over_lanes(tile, run=run)
 
         def tile_of_numbers(lane, totals):
             w, row = weights_ref[0:1, lane], row_at(lane)
@@ -126,8 +130,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
             return tuple(_added(plan, total, number, w) for total, number in pairs)
 
         if plan.kernel.outputs:
-            plan.over_outputs(clear, 0)
-            plan.over_lanes(tile)
+            plan.over_runs(run_of_outputs)
             return
         count, height = plan.summary_shape
         if plan.adds_up_in_memory:
@@ -158,7 +161,7 @@ def op_sum(keys, x, sigma, weights, *, op, noise, inner, platform, stream=THREEF
         [pl.BlockSpec((None, None, rows, 1), lambda p, b: (p, b, 0, 0))],
         [jax.ShapeDtypeStruct((plan.planes, plan.programs, rows, 1), jnp.float32)],
     )
-    out = out.reshape(plan.planes, -1, plan.out_width)
+    out = out.reshape(plan.planes, -1, plan.out_width)[:, : plan.runs]
     return jnp.sum(out, 1)[:, : plan.out].reshape(*x.shape[:3], plan.out)
 
 

@@ -134,6 +134,8 @@ print(gpu_rates.count(kept))
     assert found["float"] == {"FFMA": 1} and found["logarithm"] == {"MUFU.LG2": 1}
     assert found["wide product"]["IMAD.WIDE.U32"] == 1
     assert found["the same by a wide product"]["IMAD.WIDE.U32"] == 1
+    rounds = [sum(ops.values()) for name, ops in found.items() if "round of Threefry" in name]
+    assert len(rounds) == 6 and all(3 <= instructions < 3.2 for instructions in rounds)
 
 
 def test_instructions_are_as_recorded():

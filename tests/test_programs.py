@@ -77,6 +77,30 @@ def test_score_products(rng, num_samples):
     assert_relatively_close(found, expected, 3e-6)
 
 
+@pytest.mark.parametrize(
+    ("op", "d", "rng"),
+    [("argmax", 41, "jax"), ("ranking", 5, "philox"), ("ranking", 20, "jax"), ("sort", 6, "jax")],
+)
+def test_several_runs_of_a_program(op, d, rng):
+    """Whatever a program takes: the order of a sum is that of the runs, not of the programs."""
+    stream, num_samples = STREAMS[rng](d), 700  # 6 or 11 tiles of samples, each a run
+    words = words_of(stream, jax.random.key(3), 1, num_samples)
+    x, w, g = normal(1, 1, 1, 2, d), normal(4, 1, 1, num_samples), normal(5, 1, 1, 2, d)
+    of_op = dict(op=op, noise="gumbel", inner=1, stream=stream, platform="cpu")
+
+    def results(programs):
+        with tuned(kernel_programs=programs, kernel_network_most=10, residual_bytes=0):
+            return (
+                quick(pallas_ops.samples, words, x, SIGMA, **of_op),
+                quick(pallas_ops.op_sum, words, x, SIGMA, w, **of_op),
+                quick(pallas_ops.op_dot, words, x, SIGMA, g, **of_op),
+            )
+
+    expected = results(1 << 14)
+    assert_bit_equal(results(4), expected)  # of 3 or 6 runs; one too many
+    assert_bit_equal(results(1), expected)
+
+
 def test_counted_ranks():
     """Those of rows that no program holds, with tiles of as many outputs as coordinates."""
     stream = STREAMS["jax"](75)
