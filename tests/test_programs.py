@@ -77,10 +77,7 @@ def test_score_products(rng, num_samples):
     assert_relatively_close(found, expected, 3e-6)
 
 
-@pytest.mark.parametrize(
-    ("op", "d", "rng"),
-    [("argmax", 41, "jax"), ("ranking", 5, "philox"), ("ranking", 20, "jax"), ("sort", 6, "jax")],
-)
+@pytest.mark.parametrize(("op", "d", "rng"), [("argmax", 41, "jax"), ("ranking", 5, "philox")])
 def test_several_runs_of_a_program(op, d, rng):
     """Whatever a program takes: the order of a sum is that of the runs, not of the programs."""
     stream, num_samples = STREAMS[rng](d), 700  # 6 or 11 tiles of samples, each a run
@@ -89,7 +86,7 @@ def test_several_runs_of_a_program(op, d, rng):
     of_op = dict(op=op, noise="gumbel", inner=1, stream=stream, platform="cpu")
 
     def results(programs):
-        with tuned(kernel_programs=programs, kernel_network_most=10, residual_bytes=0):
+        with tuned(kernel_programs=programs, residual_bytes=0):
             return (
                 quick(pallas_ops.samples, words, x, SIGMA, **of_op),
                 quick(pallas_ops.op_sum, words, x, SIGMA, w, **of_op),

@@ -82,8 +82,8 @@ def _operands(shape, d, num_samples, rng):
         (pallas_ops, "sort", "jax", "gumbel", 5, (2, 2, 3)),
         (pallas_ops, "sort_descending", "philox", "normal", 6, (1, 1, 2)),
         (pallas_ops, "sort_nan_first", "philox", "gumbel", 23, (1, 1, 1)),
-        (pallas_ops, "sort", "jax", "normal", 70, (2, 1, 2)),
-        (pallas_ops, "sort_descending", "philox", "gumbel", 128, (1, 2, 1)),
+        (pallas_ops, "sort", "jax", "normal", 34, (2, 1, 2)),
+        (pallas_ops, "sort_descending", "philox", "gumbel", 40, (1, 2, 1)),
         (pallas_ops, "sort", "philox", "gumbel", 1500, (1, 1, 1)),
         (tpu_ops, "sort", "jax", "gumbel", 5, (2, 2, 3)),
         (tpu_ops, "sort_descending", "threefry_pair", "normal", 11, (1, 1, 2)),
@@ -133,7 +133,7 @@ def test_infinities_and_nan(op, x, implementation):
 @pytest.mark.parametrize("noise", [perturbk.Gumbel(), perturbk.Normal()])
 def test_numbers_of_optax(noise, implementation):
     """Values and all derivatives, of a tree, along every axis, in both modes and mapped."""
-    x = {"a": normal(1, 3, 4), "b": normal(2, 70)}
+    x = {"a": normal(1, 3, 4), "b": normal(2, 20)}
 
     def fun(x):
         return (
