@@ -162,6 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         timed = (_REHEARSED, _REHEARSED_RANKED) if rehearsal else (_TIMED, _TIMED_RANKED)
         about["part of the counted ceilings"] = part = round(of_ceiling(about), 3)
         wanted += gpu_times.counted(names, *timed, options.only, part)
+        if not rehearsal:
+            wanted += gpu_times.of_contests(options.only, part)
         sizes = (_REHEARSED,) if rehearsal else _AGAINST_OPTAX
         wanted += gpu_times.contests(sizes, options.only)
 

@@ -28,11 +28,12 @@ ANYWHERE = [rng for rng in STREAMS if STREAMS[rng](1).anywhere]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """x is [batch, d]."""
+    """x is [batch, d], under so many keys."""
 
     batch: int
     d: int
     num_samples: int
+    keys: int = 1
 
     @property
     def variates(self) -> int:
@@ -63,24 +64,25 @@ class Program:
         return " ".join(filter(None, (self.op, d, self.primitive, vectors, self.noise, rng)))
 
     def operands(self) -> tuple[jax.Array, ...]:
-        batch, d, num_samples = dataclasses.astuple(self.size)
-        stream, drawn = STREAMS[self.rng](d), jax.random.normal
-        words = stream.words(jax.random.key(1), num_samples, 0)[None]
+        batch, d, num_samples, keys = dataclasses.astuple(self.size)
+        stream, drawn, batch = STREAMS[self.rng](d), jax.random.normal, batch // keys
+        of_rows = jax.random.split(jax.random.key(1), keys)
+        words = jax.vmap(lambda key: stream.words(key, num_samples, 0))(of_rows)
         score = not self.op
-        rows = (1, self.vectors, batch * d) if score else (1, 1, batch, d)
+        rows = (keys, self.vectors, batch * d) if score else (keys, 1, batch, d)
         sigma = jnp.full((1,) * len(rows), 0.5)
         found = (words, drawn(jax.random.key(2), rows), sigma)
         if self.primitive == "samples_and_dot":
-            leaf = (1, 1, batch * d)
+            leaf = (keys, 1, batch * d)
             t = drawn(jax.random.key(3), leaf)
             return (*found, found[1].reshape(leaf), jnp.full((1, 1, 1), 0.5), t)
         if self.primitive.endswith("dot"):
             out = d if score else op_math(self.op).out_size(d)
-            shape = rows if score else (1, 1, batch, out)
+            shape = rows if score else (keys, 1, batch, out)
             return (*found, drawn(jax.random.key(3), shape))
         if self.primitive == "samples":
             return found
-        return (*found, drawn(jax.random.key(3), (1, self.vectors, num_samples)))
+        return (*found, drawn(jax.random.key(3), (keys, self.vectors, num_samples)))
 
     def compiled(self, implementation: str, platform: str) -> Callable[[], Any]:
         """The program on its operands.

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 _MARKS = re.compile(r"(<!-- bench/gpu_device\.py -->\n).*?(<!-- end -->)", re.DOTALL)
-_QUICK = " philox"  # ends the name of what draws from that stream
+QUICK = " philox"  # ends the name of what draws from that stream
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -28,7 +28,7 @@ def _estimators(record: dict[str, Any]) -> list[str]:
     ]
     for case, rows in cases.items():
         first = next(iter(rows.values()))
-        ours, quick = (rows.get(f"perturbk{stream}") for stream in ("", _QUICK))
+        ours, quick = (rows.get(f"perturbk{stream}") for stream in ("", QUICK))
         goals = ", ".join(f"{row['goal']:.2g}x" for row in rows.values() if row["goal"])
         lines.append(
             f"| {case} | {first['optax_seconds'] * 1e6:.0f} us | {_faster(ours)} | "
@@ -46,8 +46,8 @@ def _kernels(record: dict[str, Any]) -> list[str]:
     """One row for each kernel, whatever the streams."""
     kernels: dict[str, dict[str, str]] = {}
     for row in record["kernels"]:
-        name = row["kernel"].removesuffix(_QUICK)
-        stream = "Philox" if row["kernel"].endswith(_QUICK) else "Threefry"
+        name = row["kernel"].removesuffix(QUICK)
+        stream = "Philox" if row["kernel"].endswith(QUICK) else "Threefry"
         kernels.setdefault(name, {})[stream] = f"{row['rate']:.3g} ({row['of ceiling']:.0%})"
     lines = [
         "| kernel: G variates/s (of the projected ceiling) | Threefry | Philox |",

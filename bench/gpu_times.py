@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_report
 import jax
 from cases import KINDS, Case
 from gpu_programs import Program, Size, programs
@@ -28,6 +29,8 @@ _GOALS = {  # times faster than optax, value and gradient
     **{(op, f"perturbk{rng}"): 5.0 for op in ("top_k", "ranking") for rng in ("", " philox")},
 }
 _QUICK = {op for op, _ in _GOALS}  # timed with the quick stream, too
+# What they leave of the time of value and gradient is that of other programs.
+_IN_CONTESTS = {("argmax", "samples"), ("top_k_5", "samples"), ("", "score_sum")}
 # Of the largest entry: a winner may differ where the logarithms differ in the last bits, and is one
 # of the samples. That it is rare is checked by kernel.
 _TOLERANCE = 2e-2
@@ -35,7 +38,11 @@ _TOLERANCE = 2e-2
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A kernel whose instructions are counted, and the ceiling that follows, G variates/s."""
+    """A kernel whose instructions are counted, and the ceiling that follows, G variates/s.
+
+    Attributes:
+        kernel: as it is shown.
+    """
 
     kernel: str
     implementation: str
@@ -66,6 +73,23 @@ def counted(
             ceiling = record[kernel]["ceiling, G variates/s"] * part
             found.append(Counted(kernel, name, program, ceiling))
     return found
+
+
+def of_contests(only: str, part: float) -> list[Counted]:
+    """The kernels of value and gradient of winners, at the size of the goals."""
+    size = dataclasses.replace(GOALS_AT, keys=GOALS_AT.batch)
+    return [
+        dataclasses.replace(c, kernel=_at(size, c.kernel))
+        for c in counted(["pallas"], size, (), only, part)
+        if c.program.noise == "gumbel" and c.program.vectors == 1
+        if (c.program.op, c.program.primitive) in _IN_CONTESTS
+    ]
+
+
+def _at(size: Size, kernel: str) -> str:
+    stream = gpu_report.QUICK if kernel.endswith(gpu_report.QUICK) else ""
+    where = f"at {size.batch}x{size.d}x{size.num_samples}"
+    return f"{kernel.removesuffix(stream)} {where}{stream}"
 
 
 def contests(sizes: Sequence[Size], only: str) -> list[Contest]:

@@ -1,5 +1,6 @@
 """The script for a GPU, rehearsed on a CPU."""
 
+import dataclasses
 import json
 import time
 import types
@@ -30,6 +31,16 @@ def test_every_counted_kernel_is_timed():
     wanted = gpu_programs.programs("", gpu_device._TIMED, gpu_device._TIMED_RANKED)
     names = {f"{prefix}{program.name}" for program in wanted for prefix in ("", "triton ")}
     assert {name for name in counted if not name.startswith("top_k_32")} <= names
+
+
+@pytest.mark.parametrize("found", gpu_times.of_contests("", 1.0), ids=lambda c: c.kernel)
+def test_kernels_of_contests(found):
+    """They run, with a key for each row."""
+    size = dataclasses.replace(found.program.size, batch=3, keys=3, num_samples=20)
+    program = dataclasses.replace(found.program, size=size)
+    (words, x, *_), out = program.operands(), program.compiled("pallas", "cpu")()
+    assert words.shape[0] == x.shape[0] == out.shape[0] == 3
+    assert "at 256x100x1000" in found.kernel
 
 
 def test_ceilings_follow_the_device(monkeypatch):
