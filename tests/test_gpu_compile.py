@@ -63,15 +63,16 @@ def _run(script: str) -> str:
 
 
 def test_kernels_compile_at_ragged_shapes():
-    """Value and gradient, every op, down to one coordinate and one sample."""
+    """Value and gradient, every op, down to one coordinate and one sample, some in 16 bits."""
     script = """
 for op, batch, d, num_samples in (
     ("argmax", 1, 1, 1), ("argmax", 3, 63, 129), ("argmax", 1, 1000, 1000),
     ("ranking", 1, 1, 1), ("ranking", 3, 33, 129), ("ranking", 2, 200, 129),
     ("ranking", 2, 100, 129), ("sort", 3, 33, 129), ("sort", 2, 200, 129),
     ("top_k", 1, 1, 1), ("top_k", 3, 63, 129), ("top_32", 2, 40, 129),
+    ("ranking", 9000, 5, 300),  # several runs of samples in a program
 ):
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in (jnp.float32, jnp.bfloat16)[: 2 if d == 63 or (op, d) == ("ranking", 33) else 1]:
         temporaries(perturbk.make_perturbed_fun, op, batch, d, num_samples, dtype)
         print(op, batch, d, num_samples, len(list(kept.iterdir())), "kernels")
 for rng in ("philox", "threefry_pair"):
@@ -81,7 +82,7 @@ for rng in ("philox", "threefry_pair"):
         print(op, batch, d, len(list(kept.iterdir())), "kernels of", rng)
 """
     lines = [line.partition(" kernels")[0] for line in _run(script).splitlines()]
-    assert len(lines) == 32
+    assert len(lines) == 24
     counts = [int(line.split()[-1]) for line in lines]
     assert counts == sorted(counts) and counts[0] > 0
 
