@@ -92,8 +92,8 @@ FUNS = {
 # By the place of a row's elements in the words that are drawn together: rows of one, whole and
 # ragged pairs and fours, and many.
 SHAPES = {
-    "philox": [(1,), (5,), (5, 1), (3, 70), (2, 3, 8)],
-    "threefry_pair": [(5, 1), (3, 71), (2, 3, 7)],
+    "philox": [(1,), (5,), (5, 1), (3, 38), (2, 3, 8)],
+    "threefry_pair": [(5, 1), (3, 39), (2, 3, 7)],
 }
 
 
