@@ -12,11 +12,7 @@ from checks import assert_relatively_close, assert_rounding_apart, quick_jit
 from workloads import WORKLOADS
 
 # Of an argmax also those of several blocks.
-SMALL = {
-    w.name: w for w in WORKLOADS if w.variates <= (2_000_000 if w.op == "argmax" else 300_000)
-}
-
-
+SMALL = {w.name: w for w in WORKLOADS if w.variates <= (2_000_000 if w.op == "argmax" else 300_000)}
 # Interpreted, one of each kind: their sizes are those of other tests.
 OF_KERNELS = {(w.op, w.noise, w.batching, w.batch > 1): w.name for w in reversed(SMALL.values())}
 
