@@ -192,7 +192,7 @@ KERNELS = [
         )
         for op, primitive, sizes in (
             ("ranking", "op_sum", (16, 64, 100, 128)),
-            ("ranking", "op_dot", (100,)),
+            ("ranking", "op_dot", (16, 64, 100)),
             ("sort", "op_sum", (16, 64, 128)),
         )
         for d in sizes
