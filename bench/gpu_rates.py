@@ -58,8 +58,9 @@ class Work:
 
 
 _USUAL, _IN_OTHERS = Work(), "round of Threefry"
-# What is probed: a kind of step, and the work. A program of the last takes as many instructions as
-# one that ranks 16 coordinates.
+# What is probed: a kind of step, and the work. A program of the last takes about as many
+# instructions as one that ranks 16 coordinates; all of them read and write 9 GB, which takes a part
+# of their time.
 PROBES = {kind: (kind, _USUAL) for kind in STEPS} | {
     f"{_IN_OTHERS}, {how}": (_IN_OTHERS, work)
     for how, work in {

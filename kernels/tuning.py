@@ -105,8 +105,9 @@ class Tuning:
     # Runs of samples per row, each a program with partial sums of its own: enough programs to
     # fill a device, few enough that the partial sums stay small, whatever num_samples.
     kernel_runs: int = 32
-    # Programs of an op, many times what a device holds. Rather than more, each takes several runs:
-    # 512,000 took 15 ms (H100), to rank 16 coordinates by Threefry or by Philox alike.
+    # Programs of an op, many times what a device holds. Where runs are more, each takes several; a
+    # row has one at least. 512,000 took 15 ms to rank 16 coordinates, by Threefry and Philox alike
+    # (H100).
     kernel_programs: int = 1 << 14
     # Tiles of samples that a program of sums over samples takes, if there are so many: its start,
     # and the sum over lanes at its end, take as long as one of them.

@@ -19,7 +19,7 @@ from perturbk.kernels.streams import STREAMS
 INF, NAN = np.inf, np.nan
 
 
-@pytest.mark.parametrize("n", range(1, 65))
+@pytest.mark.parametrize("n", range(1, 129))
 def test_every_network_sorts(n):
     """All sequences of 0 and 1, after which it sorts any; from n = 14 on, many permutations."""
     values = np.array(list(itertools.product((0, 1), repeat=n))) if n < 14 else None
